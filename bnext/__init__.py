@@ -1,0 +1,27 @@
+"""bnext: fused BatchNorm + activation (+ residual) for PyTorch, right at every offset."""
+
+from bnext import reference
+from bnext._version import __version__
+from bnext.config import show_config
+from bnext.functional import batch_norm
+from bnext.modules import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    BatchNormAct1d,
+    BatchNormAct2d,
+    BatchNormAct3d,
+)
+
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "BatchNormAct1d",
+    "BatchNormAct2d",
+    "BatchNormAct3d",
+    "__version__",
+    "batch_norm",
+    "reference",
+    "show_config",
+]

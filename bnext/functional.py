@@ -1,0 +1,157 @@
+"""The functional form of the layers."""
+
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from bnext import autograd
+
+ACTIVATIONS = (None, "relu", "leaky_relu", "silu")
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    ghost_batch_size: int | None = None,
+) -> Tensor:
+    r"""``activation(batch_norm(input) + residual)`` in one call.
+
+    .. math:: y = f\Big(\frac{x - \mathrm{E}[x]}{\sqrt{\mathrm{Var}[x] + \epsilon}} \cdot w + b + r
+              \Big)
+
+    over each channel (Ioffe and Szegedy 2015). In training, the statistics are those of the batch,
+    or of each ghost of ``ghost_batch_size`` samples (Hoffer, Hubara and Soudry 2017); they are
+    found by merging (count, mean, M2) triples (Welford 1962; Chan, Golub and LeVeque 1983), and
+    are right in every memory format and at every offset. See docs/math.md.
+
+    Args:
+        input: (N, C, \*), at least 2-D; float32, float64, float16 or bfloat16; any strides.
+        running_mean, running_var: (C,). Training updates both in place, once and with the
+            statistics of the whole batch; eval normalises by them. May be None in training.
+        weight, bias: (C,), of the input's dtype or float32.
+        training: normalise by the batch's statistics rather than by the running ones.
+        momentum: weight of the batch in the running statistics.
+        eps: added to the variance; in units of the input squared.
+        activation: None, "relu", "leaky_relu" (slope 0.01) or "silu".
+        residual: added before the activation; shape, dtype and device of ``input``.
+        ghost_batch_size: training only: the N samples are split in order into
+            ``ceil(N / ghost_batch_size)`` near-equal pieces (:func:`torch.tensor_split`), each
+            normalised by its own statistics. None, or at least N, is plain batch norm.
+
+    Returns:
+        Tensor of the input's shape, dtype and memory format.
+
+    Raises:
+        ValueError: fewer than two values per channel (in the batch or in a ghost) in training, or
+            an ``eps``, ``activation`` or ``ghost_batch_size`` out of range.
+        RuntimeError: a shape, dtype, device or layout that does not fit; the message names the
+            argument. Nothing is changed by a call that raises.
+    """
+    return layer_forward(
+        input,
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        None,
+        residual,
+        training,
+        momentum,
+        eps,
+        activation,
+        ghost_batch_size,
+    )
+
+
+def layer_forward(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
+    residual: Tensor | None,
+    training: bool,
+    momentum: float | None,
+    eps: float,
+    activation: str | None,
+    ghost_batch_size: int | None,
+    dims: tuple[int, ...] = (),
+) -> Tensor:
+    """What a layer computes: the arguments of ``torch.ops.bnext.batch_norm``, checked for rank.
+
+    ``dims``: the ranks that the layer accepts; empty for any.
+    """
+    tensors = (input, weight, bias, running_mean, running_var, residual)
+    if has_torch_function_variadic(*tensors):
+        return handle_torch_function(
+            layer_forward,
+            tensors,
+            input,
+            weight,
+            bias,
+            running_mean,
+            running_var,
+            num_batches_tracked,
+            residual,
+            training,
+            momentum,
+            eps,
+            activation,
+            ghost_batch_size,
+            dims,
+        )
+    if dims and input.dim() not in dims:
+        expected = " or ".join(f"{d}D" for d in dims)
+        raise ValueError(f"expected {expected} input (got {input.dim()}D input)")
+    if isinstance(ghost_batch_size, bool):
+        check_ghost_batch_size(ghost_batch_size)
+    return autograd.batch_norm(
+        input,
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        num_batches_tracked,
+        residual,
+        training,
+        momentum,
+        eps,
+        activation,
+        ghost_batch_size,
+    )
+
+
+def check_ghost_batch_size(ghost_batch_size: int | None) -> int | None:
+    """Returns it, or raises what a constructor raises for a bad one."""
+    if ghost_batch_size is None:
+        return None
+    if isinstance(ghost_batch_size, bool) or not isinstance(ghost_batch_size, int):
+        raise TypeError(
+            "ghost_batch_size must be a positive integer or None, got "
+            f"{ghost_batch_size!r} of type {type(ghost_batch_size).__name__}"
+        )
+    if ghost_batch_size <= 0:
+        raise ValueError(
+            f"ghost_batch_size must be a positive integer or None, got {ghost_batch_size}"
+        )
+    return ghost_batch_size
+
+
+def check_activation(activation: str | None) -> str | None:
+    """Returns it, or raises what a constructor raises for an unknown one."""
+    if activation not in ACTIVATIONS:
+        known = ", ".join(repr(a) for a in ACTIVATIONS)
+        raise ValueError(f"activation must be one of {known}, got {activation!r}")
+    return activation
+
+
+__all__ = ["ACTIVATIONS", "batch_norm"]

@@ -1,0 +1,157 @@
+"""Layers that drop in for ``nn.BatchNorm*d``, alone or with the activation that follows."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from bnext.functional import check_activation, check_ghost_batch_size, layer_forward
+
+
+class _FusedBatchNorm(_NormBase):
+    """What all layers share: ``nn.BatchNorm``'s parameters, buffers, state_dict and semantics."""
+
+    _dims: ClassVar[tuple[int, ...]]
+    activation: str | None = None
+    ghost_batch_size: int | None
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        ghost_batch_size: int | None = None,
+    ) -> None:
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias
+        )
+        self.ghost_batch_size = check_ghost_batch_size(ghost_batch_size)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._fused(input, None)
+
+    def _fused(self, input: Tensor, residual: Tensor | None) -> Tensor:
+        training = self.training
+        running_mean, running_var = self.running_mean, self.running_var
+        num_batches_tracked = None
+        momentum = self.momentum
+        if training:
+            if self.track_running_stats:
+                num_batches_tracked = self.num_batches_tracked
+                if momentum is None and num_batches_tracked is None:
+                    momentum = 0.0  # as nn.BatchNorm: nothing to average by
+            else:
+                running_mean = running_var = None
+        elif running_mean is None and running_var is None:
+            training = True  # without running statistics eval uses the batch's, as nn.BatchNorm
+        return layer_forward(
+            input,
+            self.weight,
+            self.bias,
+            running_mean,
+            running_var,
+            num_batches_tracked,
+            residual,
+            training,
+            momentum,
+            self.eps,
+            self.activation,
+            self.ghost_batch_size if self.training else None,
+            self._dims,
+        )
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        if self.ghost_batch_size is not None:
+            text += f", ghost_batch_size={self.ghost_batch_size}"
+        return text
+
+
+class _FusedBatchNormAct(_FusedBatchNorm):
+    """With an activation and an optional residual.
+
+    Not an ``nn.modules.batchnorm._BatchNorm``: tools that look for one, such as
+    ``convert_sync_batchnorm`` and ``fuse_conv_bn_eval``, would drop the activation
+    (pytorch issue 187298).
+    """
+
+    def __init__(self, *args: Any, activation: str | None = "relu", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.activation = check_activation(activation)
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self._fused(input, residual)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, activation={self.activation!r}"
+
+
+_BATCH_NORM_DOC = """``nn.BatchNorm{d}d`` with fused kernels, exact statistics and ghost batches.
+
+    A subclass of ``nn.BatchNorm{d}d`` with its constructor, attributes and state_dict; checkpoints
+    load both ways.
+
+    Args:
+        num_features: C of an input of shape {shapes}.
+        eps, momentum, affine, track_running_stats, device, dtype, bias: as ``nn.BatchNorm{d}d``.
+        ghost_batch_size: in training, normalise each of ``ceil(N / ghost_batch_size)`` near-equal
+            pieces of the batch by its own statistics (Hoffer, Hubara and Soudry 2017); the running
+            statistics get one update with those of the whole batch. None: plain batch norm.
+
+    Raises:
+        ValueError: ``ghost_batch_size`` is not positive; on a call, an input of another rank or
+            with one value per channel (in the batch or a ghost) in training.
+        TypeError: ``ghost_batch_size`` is not an int.
+    """
+
+_BATCH_NORM_ACT_DOC = """``activation(batch_norm(input) + residual)`` over {shapes}, in one call.
+
+    Parameters, buffers and state_dict are those of ``nn.BatchNorm{d}d``; checkpoints load both
+    ways. ``forward(input, residual=None)``: ``residual`` has the shape, dtype and device of
+    ``input`` and is added before the activation.
+
+    Args:
+        num_features, eps, momentum, affine, track_running_stats, device, dtype, bias,
+            ghost_batch_size: as :class:`bnext.BatchNorm{d}d`.
+        activation: "relu" (default), "leaky_relu" (slope 0.01), "silu", or None.
+
+    Raises:
+        ValueError: an unknown ``activation``; else as :class:`bnext.BatchNorm{d}d`.
+    """
+
+
+class BatchNorm1d(_FusedBatchNorm, nn.BatchNorm1d):
+    __doc__ = _BATCH_NORM_DOC.format(d=1, shapes="(N, C) or (N, C, L)")
+    _dims = (2, 3)
+
+
+class BatchNorm2d(_FusedBatchNorm, nn.BatchNorm2d):
+    __doc__ = _BATCH_NORM_DOC.format(d=2, shapes="(N, C, H, W)")
+    _dims = (4,)
+
+
+class BatchNorm3d(_FusedBatchNorm, nn.BatchNorm3d):
+    __doc__ = _BATCH_NORM_DOC.format(d=3, shapes="(N, C, D, H, W)")
+    _dims = (5,)
+
+
+class BatchNormAct1d(_FusedBatchNormAct):
+    __doc__ = _BATCH_NORM_ACT_DOC.format(d=1, shapes="(N, C) or (N, C, L)")
+    _dims = (2, 3)
+
+
+class BatchNormAct2d(_FusedBatchNormAct):
+    __doc__ = _BATCH_NORM_ACT_DOC.format(d=2, shapes="(N, C, H, W)")
+    _dims = (4,)
+
+
+class BatchNormAct3d(_FusedBatchNormAct):
+    __doc__ = _BATCH_NORM_ACT_DOC.format(d=3, shapes="(N, C, D, H, W)")
+    _dims = (5,)

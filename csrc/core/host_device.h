@@ -1,0 +1,10 @@
+// Marks the functions of core/ that both the host compiler and nvcc compile.
+#pragma once
+
+// Always inlined on the host: csrc/cpu compiles core/ once per instruction set, and the linker must
+// not be left to pick one of several copies of a function.
+#if defined(__CUDACC__)
+#define BNEXT_HD __host__ __device__
+#else
+#define BNEXT_HD __attribute__((always_inline))
+#endif

@@ -1,0 +1,95 @@
+// The arithmetic of one element, forward and backward, and of the C-sized constants it needs.
+// docs/math.md derives the formulas.
+#pragma once
+
+#include <cmath>
+
+#include "host_device.h"
+#include "math.h"
+#include "welford.h"
+
+namespace bnext {
+
+// The statistics that normalise one channel. The mean is carried as hi + lo: at mean 1e4 a single
+// float is off by up to 5e-4, as much as the output may be.
+template <typename acc_t>
+struct ChannelStats {
+  acc_t mean;
+  acc_t mean_lo;
+  acc_t invstd;
+};
+
+template <typename acc_t>
+BNEXT_HD inline acc_t inverse_std(double variance, double eps) {
+  return static_cast<acc_t>(1.0 / std::sqrt(variance + eps));
+}
+
+template <typename acc_t>
+BNEXT_HD inline ChannelStats<acc_t> channel_stats(const Welford<double>& welford, double eps) {
+  ChannelStats<acc_t> stats;
+  stats.mean = static_cast<acc_t>(welford.mean);
+  const double rest = welford.mean - static_cast<double>(stats.mean);
+  stats.mean_lo = static_cast<acc_t>(Math<double>::where_nan(rest, 0.0, rest));  // inf - inf
+  stats.invstd = inverse_std<acc_t>(welford.biased_variance(), eps);
+  return stats;
+}
+
+// output = activation((x - mean) * scale + shift + residual). Never x * scale + shift', which
+// cancels at large means.
+template <typename acc_t>
+struct ForwardConstants {
+  acc_t mean;
+  acc_t scale;
+  acc_t shift;
+};
+
+template <typename acc_t>
+BNEXT_HD inline ForwardConstants<acc_t> forward_constants(
+    const ChannelStats<acc_t>& stats, acc_t weight, acc_t bias) {
+  const acc_t scale = stats.invstd * weight;
+  return {stats.mean, scale, Math<acc_t>::fmadd(-stats.mean_lo, scale, bias)};
+}
+
+template <typename T>
+BNEXT_HD inline T normalize(T x, T mean, T scale, T shift) {
+  return Math<T>::fmadd(x - mean, scale, shift);
+}
+
+// What backward needs of all the values of a channel.
+struct GradSums {
+  double sum_dy = 0;
+  double sum_dy_xmu = 0;
+
+  BNEXT_HD void add(const GradSums& other) {
+    sum_dy += other.sum_dy;
+    sum_dy_xmu += other.sum_dy_xmu;
+  }
+
+  // The kernels sum dy * (x - mean_hi), since x - mean_hi is exact or nearly so; the low part of
+  // the mean follows once per channel.
+  BNEXT_HD void subtract_mean_lo(double mean_lo) { sum_dy_xmu -= mean_lo * sum_dy; }
+};
+
+// grad_input = scale * dy + (x - mean) * coef_x + coef_0, dy the gradient after the activation.
+template <typename acc_t>
+struct BackwardConstants {
+  acc_t coef_x;
+  acc_t coef_0;
+};
+
+// sums.sum_dy_xmu is about the exact mean (hi + lo), count the number of values per channel.
+template <typename acc_t>
+BNEXT_HD inline BackwardConstants<acc_t> backward_constants(
+    const ChannelStats<acc_t>& stats, acc_t scale, double count, const GradSums& sums) {
+  const double invstd = stats.invstd;
+  const double coef_x = -double(scale) * invstd * invstd * (sums.sum_dy_xmu / count);
+  const double coef_0 = -double(scale) * (sums.sum_dy / count) - double(stats.mean_lo) * coef_x;
+  return {static_cast<acc_t>(coef_x), static_cast<acc_t>(coef_0)};
+}
+
+template <typename T>
+BNEXT_HD inline T grad_input(T dy, T x, T mean, T scale, T coef_x, T coef_0) {
+  return Math<T>::fmadd(dy, scale, Math<T>::fmadd(x - mean, coef_x, coef_0));
+}
+
+}  // namespace bnext

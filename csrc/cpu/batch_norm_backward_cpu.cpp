@@ -1,0 +1,344 @@
+// Backward on the CPU: the fused op, and grad_reduce and grad_apply on their own.
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+
+#include <vector>
+
+#include "../ops.h"
+#include "schedule.h"
+#include "tensors.h"
+
+namespace bnext {
+namespace {
+
+// Dense tensors of the input's format; undefined where not given or not wanted.
+struct BackwardTensors {
+  at::Tensor grad_output;
+  at::Tensor input;
+  at::Tensor extra;  // what the activation's derivative is taken from, besides the input
+  OptionalTensor weight;
+  OptionalTensor bias;
+  at::Tensor save_mean;
+  at::Tensor save_mean_lo;
+  at::Tensor save_invstd;
+  Activation activation;
+  Derivative derivative;
+  at::Tensor grad_input;
+  at::Tensor grad_residual;
+};
+
+// The sums of each ghost and channel, given (grad_apply) or to be found; null where not needed.
+struct SumsPointers {
+  double* sum_dy;
+  double* sum_dy_xmu;
+  const std::int64_t* count;
+};
+
+enum class Statistics { kBatch, kFrozen };
+
+template <typename scalar_t>
+class BackwardSteps {
+ public:
+  using acc_t = AccType<scalar_t>;
+  struct Scratch {
+    std::vector<GradSums> partials;  // [num_partials, C]
+    std::vector<acc_t> scale, shift, coef_x, coef_0;
+    const acc_t* mean;
+  };
+
+  // Sums that were given are used by apply; else reduce finds them, and they are also written to
+  // `sums` where that is not null.
+  BackwardSteps(const Schedule& schedule, const BackwardTensors& tensors, Statistics statistics,
+                const SumsPointers& sums, bool sums_given)
+      : schedule_(schedule),
+        weight_(tensors.weight),
+        bias_(tensors.bias),
+        mean_(tensors.save_mean.const_data_ptr<acc_t>()),
+        mean_lo_(tensors.save_mean_lo.const_data_ptr<acc_t>()),
+        invstd_(tensors.save_invstd.const_data_ptr<acc_t>()),
+        frozen_(statistics == Statistics::kFrozen),
+        sums_(sums),
+        sums_given_(sums_given),
+        group_sums_(sums_given ? 0 : schedule.num_groups() * schedule.n_channel()),
+        grad_input_(optional_grad(tensors.grad_input)),
+        grad_residual_(optional_grad(tensors.grad_residual)) {
+    args_.grad_output = tensors.grad_output.const_data_ptr<scalar_t>();
+    args_.input = tensors.input.const_data_ptr<scalar_t>();
+    args_.extra = optional_data<scalar_t>(tensors.extra);
+    args_.activation = tensors.activation;
+    args_.derivative = tensors.derivative;
+  }
+
+  Scratch make_scratch() const {
+    const std::int64_t n_channel = schedule_.n_channel();
+    const std::vector<acc_t> channels(n_channel);
+    return {std::vector<GradSums>(sums_given_ ? 0 : schedule_.num_partials() * n_channel),
+            channels, channels, channels, channels, nullptr};
+  }
+
+  void prepare(std::int64_t ghost, Scratch& scratch) const {
+    const std::int64_t n_channel = schedule_.n_channel();
+    scratch.mean = mean_ + ghost * n_channel;
+    for (std::int64_t c = 0; c < n_channel; ++c) {
+      const auto constants =
+          forward_constants(stats(ghost, c), weight_.get(c, 1), bias_.get(c, 0));
+      scratch.scale[c] = constants.scale;
+      scratch.shift[c] = constants.shift;
+      if (sums_given_ && !frozen_) {
+        const std::int64_t i = ghost * n_channel + c;
+        set_coefficients(ghost, c, static_cast<double>(sums_.count[ghost]),
+                         {sums_.sum_dy[i], sums_.sum_dy_xmu[i]}, scratch);
+      }
+    }
+  }
+
+  void reduce(const Piece& piece, Scratch& scratch) const {
+    GradReduceArgs<scalar_t> args;
+    set_args(piece, scratch, args);
+    args.sums = scratch.partials.data() + piece.partial * schedule_.n_channel() + piece.channel;
+    kernel_table().of<scalar_t>().grad_reduce(args, piece.slab);
+  }
+
+  void fold(std::int64_t ghost, std::int64_t group, Range channels, Scratch& scratch) {
+    const std::int64_t n_channel = schedule_.n_channel();
+    for (std::int64_t c = channels.begin; c < channels.end; ++c) {
+      GradSums total;
+      for (std::int64_t p = 0; p < schedule_.num_partials(); ++p) {
+        total.add(scratch.partials[p * n_channel + c]);
+      }
+      const ChannelStats<acc_t> channel = stats(ghost, c);
+      total.subtract_mean_lo(channel.mean_lo);
+      if (sums_.sum_dy != nullptr) {
+        sums_.sum_dy[ghost * n_channel + c] = total.sum_dy;
+        sums_.sum_dy_xmu[ghost * n_channel + c] = total.sum_dy_xmu;
+      }
+      set_coefficients(ghost, c, schedule_.count(ghost), total, scratch);
+      group_sums_[group * n_channel + c].add({total.sum_dy, total.sum_dy_xmu * channel.invstd});
+    }
+  }
+
+  void apply(const Piece& piece, Scratch& scratch) const {
+    GradApplyArgs<scalar_t> args;
+    set_args(piece, scratch, args);
+    args.coef_x = frozen_ ? nullptr : scratch.coef_x.data() + piece.channel;
+    args.coef_0 = frozen_ ? nullptr : scratch.coef_0.data() + piece.channel;
+    args.grad_input = at_offset(grad_input_, piece.offset);
+    args.grad_residual = at_offset(grad_residual_, piece.offset);
+    kernel_table().of<scalar_t>().grad_apply(args, piece.slab);
+  }
+
+  // (C,) in acc_t: sums over the ghosts.
+  void parameter_grads(acc_t* grad_weight, acc_t* grad_bias) const {
+    const std::int64_t n_channel = schedule_.n_channel();
+    at::parallel_for(0, n_channel, kGrainElements, [&](std::int64_t begin, std::int64_t end) {
+      std::vector<GradSums> totals(end - begin);
+      for (std::int64_t group = 0; group < schedule_.num_groups(); ++group) {
+        for (std::int64_t c = begin; c < end; ++c) {
+          totals[c - begin].add(group_sums_[group * n_channel + c]);
+        }
+      }
+      for (std::int64_t c = begin; c < end; ++c) {
+        grad_weight[c] = static_cast<acc_t>(totals[c - begin].sum_dy_xmu);
+        grad_bias[c] = static_cast<acc_t>(totals[c - begin].sum_dy);
+      }
+    });
+  }
+
+ private:
+  static scalar_t* optional_grad(const at::Tensor& tensor) {
+    return tensor.defined() ? tensor.mutable_data_ptr<scalar_t>() : nullptr;
+  }
+
+  ChannelStats<acc_t> stats(std::int64_t ghost, std::int64_t channel) const {
+    const std::int64_t i = ghost * schedule_.n_channel() + channel;
+    return {mean_[i], mean_lo_[i], invstd_[i]};
+  }
+
+  void set_coefficients(std::int64_t ghost, std::int64_t c, double count, const GradSums& sums,
+                        Scratch& scratch) const {
+    const auto constants = backward_constants(stats(ghost, c), scratch.scale[c], count, sums);
+    scratch.coef_x[c] = constants.coef_x;
+    scratch.coef_0[c] = constants.coef_0;
+  }
+
+  void set_args(const Piece& piece, const Scratch& scratch, GradArgs<scalar_t>& args) const {
+    args = args_;
+    args.grad_output += piece.offset;
+    args.input += piece.offset;
+    args.extra = at_offset(args_.extra, piece.offset);
+    args.mean = scratch.mean + piece.channel;
+    args.scale = scratch.scale.data() + piece.channel;
+    args.shift = scratch.shift.data() + piece.channel;
+  }
+
+  const Schedule& schedule_;
+  GradArgs<scalar_t> args_{};
+  ChannelValues<acc_t> weight_;
+  ChannelValues<acc_t> bias_;
+  const acc_t* mean_;
+  const acc_t* mean_lo_;
+  const acc_t* invstd_;
+  bool frozen_;
+  SumsPointers sums_;
+  bool sums_given_;
+  std::vector<GradSums> group_sums_;  // [num_groups, C], sum_dy_xmu already times invstd
+  scalar_t* grad_input_;
+  scalar_t* grad_residual_;
+};
+
+BackwardTensors backward_tensors(
+    const at::Tensor& grad_output,
+    const at::Tensor& input,
+    const OptionalTensor& weight,
+    const OptionalTensor& bias,
+    const OptionalTensor& output,
+    const OptionalTensor& residual,
+    const at::Tensor& save_mean,
+    const at::Tensor& save_mean_lo,
+    const at::Tensor& save_invstd,
+    Activation activation,
+    std::array<bool, 2> output_mask) {
+  const DenseFormat format = dense_format(input);
+  BackwardTensors t;
+  t.grad_output = to_dense(grad_output, format);
+  t.input = to_dense(input, format);
+  t.extra = to_dense(is_given(output) ? output : residual, format);
+  t.weight = weight;
+  t.bias = bias;
+  t.save_mean = save_mean.contiguous();
+  t.save_mean_lo = save_mean_lo.contiguous();
+  t.save_invstd = save_invstd.contiguous();
+  t.activation = activation;
+  t.derivative = is_given(output) ? Derivative::kFromOutput
+      : is_given(residual)        ? Derivative::kFromResidual
+                                  : Derivative::kFromInput;
+  t.grad_input = output_mask[0] ? empty_dense(input, format) : at::Tensor();
+  t.grad_residual = output_mask[1] ? empty_dense(input, format) : at::Tensor();
+  return t;
+}
+
+// What is not wanted comes back empty: an op has no undefined outputs.
+at::Tensor or_empty(const at::Tensor& grad, const at::Tensor& input) {
+  return grad.defined() ? grad : at::empty({0}, input.options());
+}
+
+}  // namespace
+
+Tensor4 batch_norm_backward_cpu(
+    const at::Tensor& grad_output,
+    const at::Tensor& input,
+    const OptionalTensor& weight,
+    const OptionalTensor& bias,
+    const OptionalTensor& output,
+    const OptionalTensor& residual,
+    const at::Tensor& save_mean,
+    const at::Tensor& save_mean_lo,
+    const at::Tensor& save_invstd,
+    bool training,
+    OptionalString activation,
+    std::array<bool, 2> output_mask) {
+  const BatchNormCall call =
+      check_backward(grad_output, input, weight, bias, output, residual, save_mean, save_mean_lo,
+                     save_invstd, activation);
+  const BackwardTensors tensors =
+      backward_tensors(grad_output, input, weight, bias, output, residual, save_mean, save_mean_lo,
+                       save_invstd, call.activation, output_mask);
+  const auto acc = input.options().dtype(acc_type(input.scalar_type()));
+  const at::Tensor grad_weight = at::empty({input.size(1)}, acc);
+  const at::Tensor grad_bias = at::empty({input.size(1)}, acc);
+  if (input.numel() == 0) {
+    grad_weight.zero_();
+    grad_bias.zero_();
+  } else {
+    const Schedule schedule(layout_of(input, dense_format(input)), call.num_ghosts.expect_int());
+    dispatch_dtype(input.scalar_type(), [&](auto tag) {
+      using scalar_t = decltype(tag);
+      using acc_t = AccType<scalar_t>;
+      BackwardSteps<scalar_t> steps(schedule, tensors,
+                                    training ? Statistics::kBatch : Statistics::kFrozen,
+                                    SumsPointers{}, /*sums_given=*/false);
+      run_steps(schedule, {/*reduce=*/true, /*apply=*/output_mask[0] || output_mask[1]}, steps);
+      steps.parameter_grads(grad_weight.mutable_data_ptr<acc_t>(),
+                            grad_bias.mutable_data_ptr<acc_t>());
+    });
+  }
+  return {or_empty(tensors.grad_input, input), grad_weight, grad_bias,
+          or_empty(tensors.grad_residual, input)};
+}
+
+Tensor2 batch_norm_grad_reduce_cpu(
+    const at::Tensor& grad_output,
+    const at::Tensor& input,
+    const OptionalTensor& weight,
+    const OptionalTensor& bias,
+    const OptionalTensor& output,
+    const OptionalTensor& residual,
+    const at::Tensor& save_mean,
+    const at::Tensor& save_mean_lo,
+    const at::Tensor& save_invstd,
+    OptionalString activation) {
+  const BatchNormCall call =
+      check_backward(grad_output, input, weight, bias, output, residual, save_mean, save_mean_lo,
+                     save_invstd, activation);
+  const at::Tensor sum_dy = at::zeros(save_mean.sizes(), input.options().dtype(at::kDouble));
+  const at::Tensor sum_dy_xmu = at::zeros_like(sum_dy);
+  if (input.numel() != 0) {
+    const BackwardTensors tensors =
+        backward_tensors(grad_output, input, weight, bias, output, residual, save_mean,
+                         save_mean_lo, save_invstd, call.activation, {false, false});
+    const Schedule schedule(layout_of(input, dense_format(input)), call.num_ghosts.expect_int());
+    const SumsPointers sums{
+        sum_dy.mutable_data_ptr<double>(), sum_dy_xmu.mutable_data_ptr<double>(), nullptr};
+    dispatch_dtype(input.scalar_type(), [&](auto tag) {
+      BackwardSteps<decltype(tag)> steps(
+          schedule, tensors, Statistics::kBatch, sums, /*sums_given=*/false);
+      run_steps(schedule, {/*reduce=*/true, /*apply=*/false}, steps);
+    });
+  }
+  return {sum_dy, sum_dy_xmu};
+}
+
+Tensor2 batch_norm_grad_apply_cpu(
+    const at::Tensor& grad_output,
+    const at::Tensor& input,
+    const OptionalTensor& weight,
+    const OptionalTensor& bias,
+    const OptionalTensor& output,
+    const OptionalTensor& residual,
+    const at::Tensor& save_mean,
+    const at::Tensor& save_mean_lo,
+    const at::Tensor& save_invstd,
+    const OptionalTensor& count,
+    const OptionalTensor& sum_dy,
+    const OptionalTensor& sum_dy_xmu,
+    OptionalString activation,
+    std::array<bool, 2> output_mask) {
+  const BatchNormCall call =
+      check_backward(grad_output, input, weight, bias, output, residual, save_mean, save_mean_lo,
+                     save_invstd, activation);
+  check_grad_sums(input, call.num_ghosts, count, sum_dy, sum_dy_xmu);
+  const BackwardTensors tensors =
+      backward_tensors(grad_output, input, weight, bias, output, residual, save_mean, save_mean_lo,
+                       save_invstd, call.activation, output_mask);
+  if (input.numel() != 0 && (output_mask[0] || output_mask[1])) {
+    const bool frozen = !is_given(count);
+    const at::Tensor counts = frozen ? at::Tensor() : count->contiguous();
+    const at::Tensor dy = frozen ? at::Tensor() : sum_dy->contiguous();
+    const at::Tensor dy_xmu = frozen ? at::Tensor() : sum_dy_xmu->contiguous();
+    SumsPointers sums{};
+    if (!frozen) {
+      sums = {dy.mutable_data_ptr<double>(), dy_xmu.mutable_data_ptr<double>(),
+              counts.const_data_ptr<std::int64_t>()};
+    }
+    const Schedule schedule(layout_of(input, dense_format(input)), call.num_ghosts.expect_int());
+    dispatch_dtype(input.scalar_type(), [&](auto tag) {
+      BackwardSteps<decltype(tag)> steps(schedule, tensors,
+                                         frozen ? Statistics::kFrozen : Statistics::kBatch, sums,
+                                         /*sums_given=*/true);
+      run_steps(schedule, {/*reduce=*/false, /*apply=*/true}, steps);
+    });
+  }
+  return {or_empty(tensors.grad_input, input), or_empty(tensors.grad_residual, input)};
+}
+
+}  // namespace bnext

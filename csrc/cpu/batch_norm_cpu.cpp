@@ -1,0 +1,340 @@
+// Forward on the CPU: the fused op, and reduce and apply on their own.
+#include <ATen/ops/empty_like.h>
+
+#include <vector>
+
+#include "../ops.h"
+#include "running_stats_cpu.h"
+#include "schedule.h"
+#include "tensors.h"
+
+namespace bnext {
+namespace {
+
+// Where the statistics of each ghost and channel go to (training) or come from (eval): (G, C).
+template <typename acc_t>
+struct SavedStats {
+  acc_t* mean;
+  acc_t* mean_lo;
+  acc_t* invstd;
+
+  ChannelStats<acc_t> get(std::int64_t i) const { return {mean[i], mean_lo[i], invstd[i]}; }
+  void set(std::int64_t i, const ChannelStats<acc_t>& stats) const {
+    mean[i] = stats.mean;
+    mean_lo[i] = stats.mean_lo;
+    invstd[i] = stats.invstd;
+  }
+};
+
+template <typename scalar_t>
+class Reduce {
+ public:
+  using Scratch = std::vector<Welford<double>>;  // [num_partials, C]
+
+  Reduce(const Schedule& schedule, const at::Tensor& input)
+      : schedule_(schedule),
+        input_(input.const_data_ptr<scalar_t>()),
+        group_moments_(schedule.num_groups() * schedule.n_channel()) {}
+
+  Scratch make_partials() const {
+    return Scratch(schedule_.num_partials() * schedule_.n_channel());
+  }
+
+  void reduce(const Piece& piece, Scratch& partials) const {
+    Welford<double>* moments =
+        partials.data() + piece.partial * schedule_.n_channel() + piece.channel;
+    kernel_table().of<scalar_t>().reduce({input_ + piece.offset, moments}, piece.slab);
+  }
+
+  // The moments of a channel of the ghost whose partials these are.
+  Welford<double> fold(std::int64_t group, std::int64_t channel, const Scratch& partials) {
+    Welford<double> total;
+    for (std::int64_t p = 0; p < schedule_.num_partials(); ++p) {
+      total.merge(partials[p * schedule_.n_channel() + channel]);
+    }
+    group_moments_[group * schedule_.n_channel() + channel].merge(total);
+    return total;
+  }
+
+  // Those of the whole batch, for the running statistics.
+  std::vector<Welford<double>> batch_moments() const {
+    const std::int64_t n_channel = schedule_.n_channel();
+    std::vector<Welford<double>> batch(n_channel);
+    at::parallel_for(0, n_channel, kGrainElements, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t group = 0; group < schedule_.num_groups(); ++group) {
+        for (std::int64_t c = begin; c < end; ++c) {
+          batch[c].merge(group_moments_[group * n_channel + c]);
+        }
+      }
+    });
+    return batch;
+  }
+
+ private:
+  const Schedule& schedule_;
+  const scalar_t* input_;
+  std::vector<Welford<double>> group_moments_;  // [num_groups, C]
+};
+
+// The steps of batch_norm_reduce: moments of every ghost, in double.
+template <typename scalar_t>
+class ReduceSteps {
+ public:
+  using Scratch = typename Reduce<scalar_t>::Scratch;
+
+  ReduceSteps(const Schedule& schedule, const at::Tensor& input, double* mean, double* m2)
+      : reduce_(schedule, input), n_channel_(schedule.n_channel()), mean_(mean), m2_(m2) {}
+
+  Scratch make_scratch() const { return reduce_.make_partials(); }
+  void prepare(std::int64_t, Scratch&) const {}
+  void reduce(const Piece& piece, Scratch& scratch) const { reduce_.reduce(piece, scratch); }
+  void fold(std::int64_t ghost, std::int64_t group, Range channels, Scratch& scratch) {
+    for (std::int64_t c = channels.begin; c < channels.end; ++c) {
+      const Welford<double> moments = reduce_.fold(group, c, scratch);
+      mean_[ghost * n_channel_ + c] = moments.mean;
+      m2_[ghost * n_channel_ + c] = moments.m2;
+    }
+  }
+  void apply(const Piece&, Scratch&) const {}
+
+ private:
+  Reduce<scalar_t> reduce_;
+  std::int64_t n_channel_;
+  double* mean_;
+  double* m2_;
+};
+
+struct ForwardTensors {
+  at::Tensor input;     // dense
+  at::Tensor residual;  // dense, or undefined
+  at::Tensor output;
+  OptionalTensor weight;
+  OptionalTensor bias;
+  Activation activation;
+};
+
+// The steps of batch_norm and of batch_norm_apply, which only applies given statistics.
+template <typename scalar_t>
+class ForwardSteps {
+ public:
+  using acc_t = AccType<scalar_t>;
+  struct Scratch {
+    std::vector<Welford<double>> partials;
+    std::vector<acc_t> scale;
+    std::vector<acc_t> shift;
+    const acc_t* mean;
+  };
+
+  ForwardSteps(const Schedule& schedule, const ForwardTensors& tensors,
+               const SavedStats<acc_t>& saved, double eps, bool given_stats)
+      : schedule_(schedule),
+        reduce_(schedule, tensors.input),
+        input_(tensors.input.const_data_ptr<scalar_t>()),
+        residual_(optional_data<scalar_t>(tensors.residual)),
+        output_(tensors.output.mutable_data_ptr<scalar_t>()),
+        weight_(tensors.weight),
+        bias_(tensors.bias),
+        activation_(tensors.activation),
+        saved_(saved),
+        eps_(eps),
+        given_stats_(given_stats) {}
+
+  Scratch make_scratch() const {
+    const std::int64_t n_channel = schedule_.n_channel();
+    return {given_stats_ ? std::vector<Welford<double>>() : reduce_.make_partials(),
+            std::vector<acc_t>(n_channel), std::vector<acc_t>(n_channel), nullptr};
+  }
+
+  void prepare(std::int64_t ghost, Scratch& scratch) const {
+    const std::int64_t first = ghost * schedule_.n_channel();
+    scratch.mean = saved_.mean + first;
+    for (std::int64_t c = 0; given_stats_ && c < schedule_.n_channel(); ++c) {
+      set_constants(c, saved_.get(first + c), scratch);
+    }
+  }
+
+  void reduce(const Piece& piece, Scratch& scratch) const {
+    reduce_.reduce(piece, scratch.partials);
+  }
+
+  void fold(std::int64_t ghost, std::int64_t group, Range channels, Scratch& scratch) {
+    for (std::int64_t c = channels.begin; c < channels.end; ++c) {
+      const auto stats = channel_stats<acc_t>(reduce_.fold(group, c, scratch.partials), eps_);
+      saved_.set(ghost * schedule_.n_channel() + c, stats);
+      set_constants(c, stats, scratch);
+    }
+  }
+
+  void apply(const Piece& piece, Scratch& scratch) const {
+    ApplyArgs<scalar_t> args;
+    args.input = input_ + piece.offset;
+    args.residual = at_offset(residual_, piece.offset);
+    args.output = output_ + piece.offset;
+    args.mean = scratch.mean + piece.channel;
+    args.scale = scratch.scale.data() + piece.channel;
+    args.shift = scratch.shift.data() + piece.channel;
+    args.activation = activation_;
+    kernel_table().of<scalar_t>().apply(args, piece.slab);
+  }
+
+  std::vector<Welford<double>> batch_moments() const { return reduce_.batch_moments(); }
+
+ private:
+  void set_constants(std::int64_t c, const ChannelStats<acc_t>& stats, Scratch& scratch) const {
+    const auto constants = forward_constants(stats, weight_.get(c, 1), bias_.get(c, 0));
+    scratch.scale[c] = constants.scale;
+    scratch.shift[c] = constants.shift;
+  }
+
+  const Schedule& schedule_;
+  Reduce<scalar_t> reduce_;
+  const scalar_t* input_;
+  const scalar_t* residual_;
+  scalar_t* output_;
+  ChannelValues<acc_t> weight_;
+  ChannelValues<acc_t> bias_;
+  Activation activation_;
+  SavedStats<acc_t> saved_;
+  double eps_;
+  bool given_stats_;
+};
+
+// (num_ghosts, C) of the input's accumulation dtype.
+at::Tensor empty_stats(const at::Tensor& input, std::int64_t num_ghosts) {
+  return at::empty({num_ghosts, input.size(1)},
+                   input.options().dtype(acc_type(input.scalar_type())));
+}
+
+template <typename acc_t>
+SavedStats<acc_t> saved_stats(
+    const at::Tensor& mean, const at::Tensor& mean_lo, const at::Tensor& invstd) {
+  return {mean.mutable_data_ptr<acc_t>(), mean_lo.mutable_data_ptr<acc_t>(),
+          invstd.mutable_data_ptr<acc_t>()};
+}
+
+// Eval: the statistics are the running ones.
+template <typename acc_t>
+void save_running_stats(const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                        double eps, std::int64_t n_channel, const SavedStats<acc_t>& saved) {
+  const ChannelValues<acc_t> mean(running_mean), var(running_var);
+  for (std::int64_t c = 0; c < n_channel; ++c) {
+    saved.set(c, {mean.get(c, 0), acc_t(0), inverse_std<acc_t>(var.get(c, 1), eps)});
+  }
+}
+
+}  // namespace
+
+Tensor4 batch_norm_cpu(
+    const at::Tensor& input,
+    const OptionalTensor& weight,
+    const OptionalTensor& bias,
+    const OptionalTensor& running_mean,
+    const OptionalTensor& running_var,
+    const OptionalTensor& num_batches_tracked,
+    const OptionalTensor& residual,
+    bool training,
+    std::optional<double> momentum,
+    double eps,
+    OptionalString activation,
+    std::optional<std::int64_t> ghost_batch_size) {
+  const BatchNormCall call = check_batch_norm(
+      input, weight, bias, running_mean, running_var, num_batches_tracked, residual, training,
+      momentum, eps, activation,
+      ghost_batch_size.has_value() ? std::optional<c10::SymInt>(*ghost_batch_size) : std::nullopt);
+  const std::int64_t num_ghosts = call.num_ghosts.expect_int();
+  const DenseFormat format = dense_format(input);
+  ForwardTensors tensors{to_dense(input, format), to_dense(residual, format),
+                         empty_dense(input, format), weight, bias, call.activation};
+  const at::Tensor save_mean = empty_stats(input, num_ghosts);
+  const at::Tensor save_mean_lo = empty_stats(input, num_ghosts);
+  const at::Tensor save_invstd = empty_stats(input, num_ghosts);
+  const RunningStats running{running_mean, running_var, num_batches_tracked, momentum};
+  if (input.numel() == 0) {
+    // As torch: the running statistics stay, the batch counts.
+    save_mean.zero_();
+    save_mean_lo.zero_();
+    save_invstd.zero_();
+    if (training) {
+      running.update({});
+    }
+    return {tensors.output, save_mean, save_mean_lo, save_invstd};
+  }
+  const Schedule schedule(layout_of(input, format), num_ghosts);
+  dispatch_dtype(input.scalar_type(), [&](auto tag) {
+    using scalar_t = decltype(tag);
+    using acc_t = AccType<scalar_t>;
+    const auto saved = saved_stats<acc_t>(save_mean, save_mean_lo, save_invstd);
+    if (!training) {
+      save_running_stats<acc_t>(running_mean, running_var, eps, input.size(1), saved);
+    }
+    ForwardSteps<scalar_t> steps(schedule, tensors, saved, eps, /*given_stats=*/!training);
+    run_steps(schedule, {/*reduce=*/training, /*apply=*/true}, steps);
+    if (training) {
+      running.update(is_given(running_mean) ? steps.batch_moments()
+                                            : std::vector<Welford<double>>());
+    }
+  });
+  return {tensors.output, save_mean, save_mean_lo, save_invstd};
+}
+
+at::Tensor batch_norm_apply_cpu(
+    const at::Tensor& input,
+    const OptionalTensor& weight,
+    const OptionalTensor& bias,
+    const OptionalTensor& residual,
+    const at::Tensor& save_mean,
+    const at::Tensor& save_mean_lo,
+    const at::Tensor& save_invstd,
+    OptionalString activation) {
+  const BatchNormCall call =
+      check_apply(input, weight, bias, residual, save_mean, save_mean_lo, save_invstd, activation);
+  const DenseFormat format = dense_format(input);
+  ForwardTensors tensors{to_dense(input, format), to_dense(residual, format),
+                         empty_dense(input, format), weight, bias, call.activation};
+  if (input.numel() == 0) {
+    return tensors.output;
+  }
+  const Schedule schedule(layout_of(input, format), call.num_ghosts.expect_int());
+  const at::Tensor mean = save_mean.contiguous();
+  const at::Tensor mean_lo = save_mean_lo.contiguous();
+  const at::Tensor invstd = save_invstd.contiguous();
+  dispatch_dtype(input.scalar_type(), [&](auto tag) {
+    using scalar_t = decltype(tag);
+    const auto saved = saved_stats<AccType<scalar_t>>(mean, mean_lo, invstd);
+    ForwardSteps<scalar_t> steps(schedule, tensors, saved, /*eps=*/0, /*given_stats=*/true);
+    run_steps(schedule, {/*reduce=*/false, /*apply=*/true}, steps);
+  });
+  return tensors.output;
+}
+
+Tensor3 batch_norm_reduce_cpu(
+    const at::Tensor& input, std::optional<std::int64_t> ghost_batch_size) {
+  check_input(input);
+  const std::int64_t num_ghosts =
+      check_num_ghosts(input, ghost_batch_size.has_value()
+                                  ? std::optional<c10::SymInt>(*ghost_batch_size)
+                                  : std::nullopt)
+          .expect_int();
+  const auto options = input.options();
+  const at::Tensor count = at::empty({num_ghosts}, options.dtype(at::kLong));
+  const at::Tensor mean = at::empty({num_ghosts, input.size(1)}, options.dtype(at::kDouble));
+  const at::Tensor m2 = at::empty_like(mean);
+  if (input.numel() == 0) {
+    return {count.zero_(), mean.zero_(), m2.zero_()};
+  }
+  const DenseFormat format = dense_format(input);
+  const at::Tensor dense = to_dense(input, format);
+  const Schedule schedule(layout_of(input, format), num_ghosts);
+  for (std::int64_t ghost = 0; ghost < num_ghosts; ++ghost) {
+    count.mutable_data_ptr<std::int64_t>()[ghost] =
+        static_cast<std::int64_t>(schedule.count(ghost));
+  }
+  dispatch_dtype(input.scalar_type(), [&](auto tag) {
+    ReduceSteps<decltype(tag)> steps(schedule, dense, mean.mutable_data_ptr<double>(),
+                                     m2.mutable_data_ptr<double>());
+    run_steps(schedule, {/*reduce=*/true, /*apply=*/false}, steps);
+  });
+  return {count, mean, m2};
+}
+
+}  // namespace bnext

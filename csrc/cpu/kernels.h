@@ -1,0 +1,123 @@
+// The table of CPU kernels: raw pointers only. One table per instruction set and element type;
+// dispatch.cpp picks one.
+#pragma once
+
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "../core/activation.h"
+#include "../core/normalize.h"
+#include "../core/welford.h"
+
+namespace bnext {
+
+template <typename scalar_t>
+using AccType = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
+
+// A piece of a tensor: `lines` runs of `length` adjacent elements, `stride` elements from one run
+// to the next. Element j of a line belongs to channel j / inner, counted from the piece's first.
+//   rows:   a line is a row of the (N * S, C) matrix, inner = 1
+//   planes: a line is (a piece of) a sample, inner = S or the size of a piece of one plane
+struct Slab {
+  std::int64_t lines;
+  std::int64_t length;
+  std::int64_t stride;
+  std::int64_t inner;
+
+  std::int64_t channels() const { return length / inner; }
+};
+
+// Pointers to elements point at the slab's first element, those to per-channel values at its first
+// channel.
+
+template <typename scalar_t>
+struct ReduceArgs {
+  const scalar_t* input;
+  Welford<double>* moments;  // out: of the slab's values of each channel
+};
+
+template <typename scalar_t>
+struct ApplyArgs {
+  using acc_t = AccType<scalar_t>;
+  const scalar_t* input;
+  const scalar_t* residual;  // may be null
+  scalar_t* output;
+  const acc_t* mean;
+  const acc_t* scale;
+  const acc_t* shift;
+  Activation activation;
+};
+
+// What backward derives the activation's derivative from.
+enum class Derivative {
+  kFromInput,     // z = normalize(input)
+  kFromResidual,  // z = normalize(input) + residual
+  kFromOutput,    // the output, which has the sign of z
+};
+
+template <typename scalar_t>
+struct GradArgs {
+  using acc_t = AccType<scalar_t>;
+  const scalar_t* grad_output;
+  const scalar_t* input;
+  const scalar_t* extra;  // the residual or the output, as `derivative` says; else null
+  const acc_t* mean;
+  const acc_t* scale;
+  const acc_t* shift;
+  Activation activation;
+  Derivative derivative;
+};
+
+template <typename scalar_t>
+struct GradReduceArgs : GradArgs<scalar_t> {
+  GradSums* sums;  // out: of the slab's values of each channel, about `mean`
+};
+
+template <typename scalar_t>
+struct GradApplyArgs : GradArgs<scalar_t> {
+  using acc_t = AccType<scalar_t>;
+  const acc_t* coef_x;  // null for frozen statistics: grad_input = dy * scale
+  const acc_t* coef_0;
+  scalar_t* grad_input;     // null if not wanted
+  scalar_t* grad_residual;  // null if not wanted
+};
+
+template <typename scalar_t>
+struct Kernels {
+  void (*reduce)(const ReduceArgs<scalar_t>&, const Slab&);
+  void (*apply)(const ApplyArgs<scalar_t>&, const Slab&);
+  void (*grad_reduce)(const GradReduceArgs<scalar_t>&, const Slab&);
+  void (*grad_apply)(const GradApplyArgs<scalar_t>&, const Slab&);
+};
+
+// The four element types of one instruction set.
+struct KernelTable {
+  Kernels<float> float32;
+  Kernels<double> float64;
+  Kernels<c10::Half> float16;
+  Kernels<c10::BFloat16> bfloat16;
+
+  template <typename scalar_t>
+  const Kernels<scalar_t>& of() const {
+    if constexpr (std::is_same_v<scalar_t, float>) {
+      return float32;
+    } else if constexpr (std::is_same_v<scalar_t, double>) {
+      return float64;
+    } else if constexpr (std::is_same_v<scalar_t, c10::Half>) {
+      return float16;
+    } else {
+      return bfloat16;
+    }
+  }
+};
+
+// Defined by kernels_default.cpp, kernels_avx2.cpp, kernels_avx512.cpp; the last two exist on
+// x86-64 only.
+extern const KernelTable kKernelsDefault;
+extern const KernelTable kKernelsAvx2;
+extern const KernelTable kKernelsAvx512;
+
+}  // namespace bnext

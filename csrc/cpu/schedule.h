@@ -1,0 +1,189 @@
+// How the work of one call is cut into pieces and run. Pieces are cut by size, never by the number
+// of threads, and are merged in a fixed order: results are the same bits for any thread count.
+#pragma once
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "../core/layout.h"
+#include "kernels.h"
+
+namespace bnext {
+
+// Elements below which a piece is not cut further: work for some ten microseconds.
+constexpr std::int64_t kGrainElements = 32768;
+// Pieces of one ghost at most: bounds the merges, and still feeds that many threads.
+constexpr std::int64_t kMaxPieces = 64;
+// A ghost of this many elements stays in a core's cache from reduce to apply.
+constexpr std::int64_t kCacheElements = 262144;
+// Rows that a piece keeps, so that its per-column accumulators pay off.
+constexpr std::int64_t kMinRows = 64;
+
+// One piece of one ghost.
+struct Piece {
+  Slab slab;
+  std::int64_t offset;   // of its first element in the tensor
+  std::int64_t channel;  // its first channel
+  std::int64_t partial;  // which of the ghost's partial results it contributes to
+};
+
+class Schedule {
+ public:
+  Schedule(const Layout& layout, std::int64_t num_ghosts)
+      : layout_(layout), num_ghosts_(num_ghosts) {
+    const bool rows = layout.order == Order::kRows;
+    lines_per_sample_ = rows ? layout.spatial : 1;
+    inner_ = rows ? 1 : layout.spatial;
+    // The smallest ghost decides: every ghost is cut into the same number of pieces.
+    const std::int64_t lines = layout.n_batch / num_ghosts * lines_per_sample_;
+    ghost_elements_ = lines * line_length();
+    const std::int64_t wanted =
+        std::clamp<std::int64_t>(ghost_elements_ / kGrainElements, 1, kMaxPieces);
+    const std::int64_t min_lines = inner_ == 1 ? kMinRows : 1;
+    line_cuts_ = std::clamp<std::int64_t>(lines / min_lines, 1, wanted);
+    channel_cuts_ = std::clamp<std::int64_t>(wanted / line_cuts_, 1, layout.n_channel);
+    // Few, large planes are cut as well.
+    const std::int64_t uncut = wanted / (line_cuts_ * channel_cuts_);
+    plane_cuts_ = channel_cuts_ == layout.n_channel && inner_ >= kGrainElements
+        ? std::clamp<std::int64_t>(uncut, 1, inner_ / kGrainElements)
+        : 1;
+  }
+
+  std::int64_t num_ghosts() const { return num_ghosts_; }
+  std::int64_t n_channel() const { return layout_.n_channel; }
+  std::int64_t num_pieces() const { return line_cuts_ * plane_cuts_ * channel_cuts_; }
+  std::int64_t num_partials() const { return line_cuts_ * plane_cuts_; }
+
+  // Values per channel of a ghost.
+  double count(std::int64_t ghost) const {
+    return static_cast<double>(samples(ghost).size() * layout_.spatial);
+  }
+
+  Piece piece(std::int64_t ghost, std::int64_t i) const {
+    const std::int64_t channel_cut = i % channel_cuts_;
+    const std::int64_t partial = i / channel_cuts_;
+    const Range channels = split_range(layout_.n_channel, channel_cuts_, channel_cut);
+    const Range plane = split_range(inner_, plane_cuts_, partial % plane_cuts_);
+    const Range ghost_samples = samples(ghost);
+    const Range lines = split_range(
+        ghost_samples.size() * lines_per_sample_, line_cuts_, partial / plane_cuts_);
+    Piece piece;
+    piece.slab = {lines.size(), channels.size() * plane.size(), line_length(), plane.size()};
+    piece.offset = (ghost_samples.begin * lines_per_sample_ + lines.begin) * line_length() +
+        channels.begin * inner_ + plane.begin;
+    piece.channel = channels.begin;
+    piece.partial = partial;
+    return piece;
+  }
+
+  // Small ghosts go through all three steps one after the other, while they are in cache; groups
+  // of them run in parallel. Otherwise each step runs in parallel over the pieces of all ghosts.
+  bool ghost_by_ghost() const {
+    return ghost_elements_ <= kGrainElements ||
+        (ghost_elements_ <= kCacheElements && num_ghosts_ >= 8);
+  }
+  std::int64_t num_groups() const {
+    return ghost_by_ghost() ? ceil_div(num_ghosts_, ghosts_per_group()) : num_ghosts_;
+  }
+  std::int64_t ghosts_per_group() const {
+    return ghost_by_ghost()
+        ? std::max<std::int64_t>(1, kGrainElements / std::max<std::int64_t>(1, ghost_elements_))
+        : 1;
+  }
+
+ private:
+  std::int64_t line_length() const { return layout_.n_channel * inner_; }
+  Range samples(std::int64_t ghost) const {
+    return split_range(layout_.n_batch, num_ghosts_, ghost);
+  }
+
+  Layout layout_;
+  std::int64_t num_ghosts_;
+  std::int64_t lines_per_sample_;
+  std::int64_t inner_;
+  std::int64_t ghost_elements_;
+  std::int64_t line_cuts_;
+  std::int64_t channel_cuts_;
+  std::int64_t plane_cuts_;
+};
+
+// Which of the three steps an op runs.
+struct Phases {
+  bool reduce;
+  bool apply;
+};
+
+// Runs the steps of `Steps`:
+//   Scratch                                      what the steps of one ghost hand to each other
+//   make_scratch() -> Scratch
+//   prepare(ghost, scratch)                      per-channel constants known before the reduction
+//   reduce(piece, scratch)                       -> partial results of the piece
+//   fold(ghost, group, channels, scratch)        merges the partials; constants for apply
+//   apply(piece, scratch)
+// Groups are sets of consecutive ghosts that one thread folds in order.
+template <typename Steps>
+void run_steps(const Schedule& schedule, Phases phases, Steps& steps) {
+  const std::int64_t num_pieces = schedule.num_pieces();
+  const std::int64_t num_ghosts = schedule.num_ghosts();
+  const std::int64_t n_channel = schedule.n_channel();
+
+  if (schedule.ghost_by_ghost()) {
+    at::parallel_for(0, schedule.num_groups(), 1, [&](std::int64_t begin, std::int64_t end) {
+      auto scratch = steps.make_scratch();
+      for (std::int64_t group = begin; group < end; ++group) {
+        const std::int64_t first = group * schedule.ghosts_per_group();
+        const std::int64_t last = std::min(first + schedule.ghosts_per_group(), num_ghosts);
+        for (std::int64_t ghost = first; ghost < last; ++ghost) {
+          steps.prepare(ghost, scratch);
+          if (phases.reduce) {
+            for (std::int64_t i = 0; i < num_pieces; ++i) {
+              steps.reduce(schedule.piece(ghost, i), scratch);
+            }
+            steps.fold(ghost, group, Range{0, n_channel}, scratch);
+          }
+          for (std::int64_t i = num_pieces; phases.apply && i-- > 0;) {
+            steps.apply(schedule.piece(ghost, i), scratch);
+          }
+        }
+      }
+    });
+    return;
+  }
+
+  using Scratch = decltype(steps.make_scratch());
+  std::vector<Scratch> scratch;
+  scratch.reserve(num_ghosts);
+  for (std::int64_t ghost = 0; ghost < num_ghosts; ++ghost) {
+    scratch.push_back(steps.make_scratch());
+    steps.prepare(ghost, scratch[ghost]);
+  }
+  if (phases.reduce) {
+    at::parallel_for(0, num_ghosts * num_pieces, 1, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        const std::int64_t ghost = i / num_pieces;
+        steps.reduce(schedule.piece(ghost, i % num_pieces), scratch[ghost]);
+      }
+    });
+    const std::int64_t fold_grain =
+        std::max<std::int64_t>(1, kGrainElements / 8 / schedule.num_partials());
+    for (std::int64_t ghost = 0; ghost < num_ghosts; ++ghost) {
+      at::parallel_for(0, n_channel, fold_grain, [&](std::int64_t begin, std::int64_t end) {
+        steps.fold(ghost, ghost, Range{begin, end}, scratch[ghost]);
+      });
+    }
+  }
+  if (phases.apply) {
+    // Backwards: what a thread reduced last is what its cache still holds.
+    at::parallel_for(0, num_ghosts * num_pieces, 1, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = end; i-- > begin;) {
+        const std::int64_t ghost = i / num_pieces;
+        steps.apply(schedule.piece(ghost, i % num_pieces), scratch[ghost]);
+      }
+    });
+  }
+}
+
+}  // namespace bnext

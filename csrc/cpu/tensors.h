@@ -1,0 +1,78 @@
+// Tensors to the raw pointers that kernels take.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+
+#include "../checks.h"
+#include "../core/layout.h"
+#include "kernels.h"
+
+namespace bnext {
+
+// A per-channel tensor as contiguous values of acc_t; null if it is not given. Parameters may be of
+// the input's dtype or of acc_t, and of any stride: C-sized, so that a copy costs nothing.
+template <typename acc_t>
+class ChannelValues {
+ public:
+  explicit ChannelValues(const OptionalTensor& tensor) {
+    if (is_given(tensor)) {
+      tensor_ = tensor->to(c10::CppTypeToScalarType<acc_t>::value).contiguous();
+      data_ = tensor_.const_data_ptr<acc_t>();
+    }
+  }
+  const acc_t* data() const { return data_; }
+  acc_t get(std::int64_t channel, acc_t otherwise) const {
+    return data_ != nullptr ? data_[channel] : otherwise;
+  }
+
+ private:
+  at::Tensor tensor_;
+  const acc_t* data_ = nullptr;
+};
+
+inline Layout layout_of(const at::Tensor& input, DenseFormat format) {
+  const std::int64_t n_batch = input.size(0);
+  const std::int64_t n_channel = input.size(1);
+  std::int64_t spatial = 1;
+  for (std::int64_t i = 2; i < input.dim(); ++i) {
+    spatial *= input.size(i);
+  }
+  // A single channel lies alike in both orders, and has long runs as planes.
+  const bool rows = format != DenseFormat::kContiguous && n_channel > 1;
+  return {rows ? Order::kRows : Order::kPlanes, n_batch, n_channel, spatial};
+}
+
+template <typename scalar_t>
+const scalar_t* optional_data(const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.const_data_ptr<scalar_t>() : nullptr;
+}
+
+template <typename T>
+T* at_offset(T* pointer, std::int64_t offset) {
+  return pointer != nullptr ? pointer + offset : nullptr;
+}
+
+inline at::Tensor to_dense(const OptionalTensor& tensor, DenseFormat format) {
+  return is_given(tensor) ? to_dense(*tensor, format) : at::Tensor();
+}
+
+// Calls f with a value of the C++ type of a checked input dtype.
+template <typename F>
+void dispatch_dtype(at::ScalarType dtype, F&& f) {
+  switch (dtype) {
+    case at::kDouble:
+      return f(double{});
+    case at::kHalf:
+      return f(c10::Half{});
+    case at::kBFloat16:
+      return f(c10::BFloat16{});
+    default:
+      return f(float{});
+  }
+}
+
+// dispatch.cpp: the table for the instruction set that ATen uses.
+const KernelTable& kernel_table();
+
+}  // namespace bnext

@@ -1,0 +1,134 @@
+// A slab as a sequence of tiles: small row-major matrices whose columns each belong to one channel.
+// Every kernel is a loop over the packs of a tile's columns, whatever the layout of the tensor.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "pack.h"
+
+namespace bnext {
+namespace CPU_CAPABILITY {
+
+// Columns of a tile at most: its per-column accumulators stay in the first-level cache.
+constexpr std::int64_t kTileColumns = 512;
+// A channel's run of this many elements or fewer is a few columns of a wide tile; a longer one is a
+// tile of its own.
+constexpr std::int64_t kShortRun = 64;
+
+struct Tile {
+  std::int64_t offset;   // of its first element in the slab
+  std::int64_t lines;
+  std::int64_t columns;  // <= kTileColumns
+  std::int64_t stride;
+  std::int64_t channel;  // of its first column
+  std::int64_t inner;    // columns per channel
+};
+
+// Calls f(tile) for the tiles of the slab: a fixed order, lines within a tile in memory order.
+template <typename scalar_t, typename F>
+void for_each_tile(const Slab& slab, F&& f) {
+  if (slab.inner <= kShortRun) {
+    const std::int64_t columns = kTileColumns / slab.inner * slab.inner;
+    for (std::int64_t begin = 0; begin < slab.length; begin += columns) {
+      f(Tile{begin,
+             slab.lines,
+             std::min(columns, slab.length - begin),
+             slab.stride,
+             begin / slab.inner,
+             slab.inner});
+    }
+    return;
+  }
+  // A long run is read as a matrix of one or four packs a line, and a rest of less than one line.
+  constexpr std::int64_t kSize = Pack<scalar_t>::kSize;
+  const std::int64_t columns = slab.inner >= 64 * kSize ? 4 * kSize : kSize;
+  const std::int64_t lines = slab.inner / columns;
+  const std::int64_t rest = slab.inner % columns;
+  for (std::int64_t line = 0; line < slab.lines; ++line) {
+    for (std::int64_t channel = 0; channel < slab.channels(); ++channel) {
+      const std::int64_t offset = line * slab.stride + channel * slab.inner;
+      f(Tile{offset, lines, columns, columns, channel, columns});
+      if (rest != 0) {
+        f(Tile{offset + lines * columns, 1, rest, rest, channel, rest});
+      }
+    }
+  }
+}
+
+// Calls f(column, slot, lanes) for packs that cover the columns [0, length). The last pack overlaps
+// the one before it (its columns are then computed twice, alike), so that only lines shorter than
+// a pack take the slow path. slot is the pack's place in an array of accumulators.
+template <typename scalar_t, typename F>
+inline void for_each_pack(std::int64_t length, F&& f) {
+  constexpr std::int64_t kSize = Pack<scalar_t>::kSize;
+  if (length < kSize) {
+    f(std::int64_t{0}, std::int64_t{0}, FirstLanes{length});
+    return;
+  }
+  std::int64_t column = 0;
+  for (; column + kSize <= length; column += kSize) {
+    f(column, column, AllLanes{});
+  }
+  if (column < length) {
+    f(length - kSize, column, AllLanes{});
+  }
+}
+
+// The slot of each column's accumulator: those of the overlapping last pack are shifted.
+template <typename scalar_t>
+inline std::int64_t slot_of_column(std::int64_t column, std::int64_t length) {
+  constexpr std::int64_t kSize = Pack<scalar_t>::kSize;
+  const std::int64_t full = length / kSize * kSize;
+  return column < full || length < kSize ? column : column - length + kSize + full;
+}
+
+template <typename scalar_t>
+inline std::int64_t num_slots(std::int64_t length) {
+  constexpr std::int64_t kSize = Pack<scalar_t>::kSize;
+  return (length + kSize - 1) / kSize * kSize;
+}
+
+// Calls f(first_line, std::integral_constant<int, n>) for groups of n = kGroup lines, then of 1.
+template <int kGroup, typename F>
+inline void for_each_group(std::int64_t begin, std::int64_t end, F&& f) {
+  for (; begin + kGroup <= end; begin += kGroup) {
+    f(begin, std::integral_constant<int, kGroup>{});
+  }
+  for (; begin < end; ++begin) {
+    f(begin, std::integral_constant<int, 1>{});
+  }
+}
+
+// One value per column of a tile from one per channel; no copy where they are the same.
+template <typename acc_t>
+class ColumnConstants {
+ public:
+  const acc_t* expand(const acc_t* per_channel, const Tile& tile) {
+    if (tile.inner == 1) {
+      return per_channel + tile.channel;
+    }
+    for (std::int64_t i = 0, c = tile.channel; i < tile.columns; i += tile.inner, ++c) {
+      std::fill_n(values_ + i, tile.inner, per_channel[c]);
+    }
+    return values_;
+  }
+
+ private:
+  alignas(64) acc_t values_[kTileColumns];
+};
+
+template <typename P, int kCount>
+inline P tree_sum(const P (&x)[kCount]) {
+  P sums[kCount];
+  std::copy_n(x, kCount, sums);
+  for (int width = kCount / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) {
+      sums[i] = sums[i] + sums[i + width];
+    }
+  }
+  return sums[0];
+}
+
+}  // namespace CPU_CAPABILITY
+}  // namespace bnext

@@ -1,0 +1,101 @@
+// The schemas of torch.ops.bnext, their CPU kernels, and the refusal to differentiate what has no
+// derivative. docs/ops.md documents each op; bnext/autograd.py differentiates batch_norm.
+#include <Python.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
+#include <torch/library.h>
+
+#include "ops.h"
+
+namespace bnext {
+namespace {
+
+bool requires_grad(const c10::IValue& value) {
+  return value.isTensor() && value.toTensor().defined() && value.toTensor().requires_grad();
+}
+
+// An op without an autograd kernel would drop the gradient with no more than a warning.
+void refuse_to_differentiate(const c10::OperatorHandle& op, c10::DispatchKeySet,
+                             torch::jit::Stack* stack) {
+  const std::size_t num_arguments = op.schema().arguments().size();
+  for (const c10::IValue& value : torch::jit::last(*stack, num_arguments)) {
+    TORCH_CHECK(!at::GradMode::is_enabled() || !requires_grad(value), op.operator_name(),
+                " is not differentiable, and one of its arguments requires grad: call "
+                "bnext.batch_norm, or detach the arguments");
+  }
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  op.callBoxed(stack);
+}
+
+}  // namespace
+
+TORCH_LIBRARY(bnext, m) {
+  m.def(
+      "batch_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
+      "Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, Tensor? residual, bool training, "
+      "float? momentum, float eps, str? activation, SymInt? ghost_batch_size) "
+      "-> (Tensor output, Tensor save_mean, Tensor save_mean_lo, Tensor save_invstd)");
+  m.def(
+      "batch_norm_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, "
+      "Tensor? output, Tensor? residual, Tensor save_mean, Tensor save_mean_lo, "
+      "Tensor save_invstd, bool training, str? activation, bool[2] output_mask) "
+      "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)");
+  m.def(
+      "batch_norm_reduce(Tensor input, SymInt? ghost_batch_size=None) "
+      "-> (Tensor count, Tensor mean, Tensor m2)");
+  m.def(
+      "batch_norm_merge(Tensor count, Tensor mean, Tensor m2) "
+      "-> (Tensor count, Tensor mean, Tensor m2)");
+  m.def(
+      "batch_norm_fold(Tensor count, Tensor mean, Tensor m2, Tensor(a!)? running_mean, "
+      "Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, float? momentum, float eps, "
+      "ScalarType dtype) -> (Tensor save_mean, Tensor save_mean_lo, Tensor save_invstd)");
+  m.def(
+      "batch_norm_apply(Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, "
+      "Tensor save_mean, Tensor save_mean_lo, Tensor save_invstd, str? activation) -> Tensor");
+  m.def(
+      "batch_norm_grad_reduce(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, "
+      "Tensor? output, Tensor? residual, Tensor save_mean, Tensor save_mean_lo, "
+      "Tensor save_invstd, str? activation) -> (Tensor sum_dy, Tensor sum_dy_xmu)");
+  m.def(
+      "batch_norm_grad_apply(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, "
+      "Tensor? output, Tensor? residual, Tensor save_mean, Tensor save_mean_lo, "
+      "Tensor save_invstd, Tensor? count, Tensor? sum_dy, Tensor? sum_dy_xmu, str? activation, "
+      "bool[2] output_mask) -> (Tensor grad_input, Tensor grad_residual)");
+  m.def("cpu_isa() -> str", &cpu_isa);
+  m.def("cpu_isas() -> str[]", &cpu_isas);
+}
+
+TORCH_LIBRARY_IMPL(bnext, CPU, m) {
+  m.impl("batch_norm", &batch_norm_cpu);
+  m.impl("batch_norm_backward", &batch_norm_backward_cpu);
+  m.impl("batch_norm_reduce", &batch_norm_reduce_cpu);
+  m.impl("batch_norm_merge", &batch_norm_merge_cpu);
+  m.impl("batch_norm_fold", &batch_norm_fold_cpu);
+  m.impl("batch_norm_apply", &batch_norm_apply_cpu);
+  m.impl("batch_norm_grad_reduce", &batch_norm_grad_reduce_cpu);
+  m.impl("batch_norm_grad_apply", &batch_norm_grad_apply_cpu);
+}
+
+TORCH_LIBRARY_IMPL(bnext, Autograd, m) {
+  const auto refuse = [] {
+    return torch::CppFunction::makeFromBoxedFunction<&refuse_to_differentiate>();
+  };
+  m.impl("batch_norm_backward", refuse());
+  m.impl("batch_norm_reduce", refuse());
+  m.impl("batch_norm_merge", refuse());
+  m.impl("batch_norm_fold", refuse());
+  m.impl("batch_norm_apply", refuse());
+  m.impl("batch_norm_grad_reduce", refuse());
+  m.impl("batch_norm_grad_apply", refuse());
+}
+
+}  // namespace bnext
+
+// `import bnext._C` runs the registrations above; the module itself is empty.
+PyMODINIT_FUNC PyInit__C() {
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr,
+                               nullptr,              nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}
