@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _functorch
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 
 from bnext import ops
 from bnext.reference import batch_norm_backward_reference, batch_norm_reference
 
-_OPTIONAL_TENSORS = 7  # batch_norm's leading arguments: input ... residual
+_NUM_TENSORS = 7  # batch_norm's leading arguments: input ... residual
 
 
 class BatchNormFunction(torch.autograd.Function):
@@ -114,7 +115,10 @@ def batch_norm(*args: Any) -> Tensor:
     """The differentiable ``torch.ops.bnext.batch_norm``: its arguments, its first output."""
     if torch.compiler.is_compiling():  # the graph shall hold the op, not what the Function does
         return ops.batch_norm(*args)[0]
-    if needs_formula(*args[:_OPTIONAL_TENSORS]):
+    # Both tests are of global state, and cheap; only when one holds are the tensors looked at.
+    if (
+        _functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    ) and needs_formula(*args[:_NUM_TENSORS]):
         return _formula(*args)
     if torch.is_grad_enabled():
         return BatchNormFunction.apply(*args)[0]
@@ -137,21 +141,22 @@ def _formula(
     ghost_batch_size: int | None,
 ) -> Tensor:
     tensors = (input, weight, bias, running_mean, running_var, num_batches_tracked, residual)
-    # The op on meta tensors makes all its checks.
-    ops.batch_norm(
-        *(_like_on_meta(t) for t in tensors),
-        training,
-        momentum,
-        eps,
-        activation,
-        ghost_batch_size,
-    )
-    if training and num_batches_tracked is not None:
-        num_batches_tracked.add_(1)
-        if momentum is None:
-            momentum = 1.0 / float(num_batches_tracked)
+    # The op on meta tensors makes all its checks; outside the functorch levels, which would wrap
+    # the meta tensors too.
+    with temporarily_clear_interpreter_stack(), torch._C._AutoDispatchBelowAutograd():
+        ops.batch_norm(
+            *(_like_on_meta(t) for t in tensors),
+            training,
+            momentum,
+            eps,
+            activation,
+            ghost_batch_size,
+        )
+    counts = training and num_batches_tracked is not None
+    if counts and momentum is None:
+        momentum = 1.0 / (float(num_batches_tracked) + 1.0)
     assert momentum is not None or running_mean is None
-    return batch_norm_reference(
+    output = batch_norm_reference(
         input,
         running_mean,
         running_var,
@@ -164,14 +169,20 @@ def _formula(
         residual=residual,
         ghost_batch_size=ghost_batch_size,
     )
+    if counts:  # last: the update of the running statistics may have raised (vmap)
+        num_batches_tracked.add_(1)
+    return output
 
 
 def _like_on_meta(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    if tensor is None:
+        return None
+    like = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    return like.requires_grad_(tensor.requires_grad)
 
 
 def _autograd_kernel(*args: Any) -> Any:
-    if needs_formula(*args[:_OPTIONAL_TENSORS]):
+    if needs_formula(*args[:_NUM_TENSORS]):
         raise RuntimeError(
             "torch.ops.bnext.batch_norm does not support torch.func transforms or forward-mode "
             "AD: call bnext.batch_norm or a bnext layer, which do"

@@ -1,6 +1,6 @@
 """Layers that drop in for ``nn.BatchNorm*d``, alone or with the activation that follows."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -82,8 +82,31 @@ class _FusedBatchNormAct(_FusedBatchNorm):
     (pytorch issue 187298).
     """
 
-    def __init__(self, *args: Any, activation: str | None = "relu", **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        ghost_batch_size: int | None = None,
+        activation: str | None = "relu",
+    ) -> None:
+        super().__init__(
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            device,
+            dtype,
+            bias=bias,
+            ghost_batch_size=ghost_batch_size,
+        )
         self.activation = check_activation(activation)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:

@@ -143,6 +143,8 @@ def _update_running_stats(
     """One update with the statistics of the whole batch: the ghosts', merged (Chan et al. 1983)."""
     mean = m2 = total = 0.0
     for deviations, ghost_means, ghost_variances in moments:
+        # no_grad does not stop forward mode, detach does.
+        ghost_means, ghost_variances = ghost_means.detach(), ghost_variances.detach()
         count = deviations.shape[1] * deviations.shape[3]
         for ghost_mean, ghost_variance in zip(ghost_means, ghost_variances, strict=True):
             delta = ghost_mean.double().flatten() - mean
@@ -150,8 +152,8 @@ def _update_running_stats(
             m2 = m2 + delta.square() * (total * count / (total + count))
             total += count
             mean = mean + delta * (count / total)
-    running_mean.copy_(momentum * mean + (1 - momentum) * running_mean)
-    running_var.copy_(momentum * m2 / (total - 1) + (1 - momentum) * running_var)
+    running_mean.copy_(momentum * mean + (1 - momentum) * running_mean.double())
+    running_var.copy_(momentum * m2 / (total - 1) + (1 - momentum) * running_var.double())
 
 
 def batch_norm_backward_reference(
@@ -173,6 +175,9 @@ def batch_norm_backward_reference(
     ``residual`` as for ``torch.ops.bnext.batch_norm_backward``.
     """
     dtype = _acc_dtype(input.dtype)
+    if input.numel() == 0:
+        zeros = torch.zeros(input.shape[1], dtype=dtype, device=input.device)
+        return grad_output * 1, zeros, zeros, grad_output * 1
     x, grad = input.to(dtype), grad_output.to(dtype)
     w, b = _per_channel(weight, dtype, 1.0), _per_channel(bias, dtype, 0.0)
 

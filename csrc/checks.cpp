@@ -63,16 +63,19 @@ Activation parse_activation(OptionalString activation) {
                     *activation, "'");
 }
 
+// An unknown symbolic size is taken to be large enough: the kernel checks the real one.
 void check_training_size(const at::Tensor& input, const c10::SymInt& num_ghosts) {
-  const c10::SymInt n_batch = input.sym_size(0);
-  c10::SymInt spatial = 1;
+  c10::SymInt smallest = input.sym_size(0) / num_ghosts;
   for (int64_t i = 2; i < input.dim(); ++i) {
-    spatial *= input.sym_size(i);
+    smallest *= input.sym_size(i);
   }
-  TORCH_CHECK_VALUE(n_batch * spatial != 1,
+  if (!TORCH_GUARD_OR_FALSE(smallest.sym_eq(1))) {
+    return;
+  }
+  TORCH_CHECK_VALUE(TORCH_GUARD_OR_FALSE(num_ghosts.sym_ne(1)),
                     "Expected more than 1 value per channel when training, got input size torch.Size(",
                     input.sym_sizes(), ")");
-  TORCH_CHECK_VALUE(num_ghosts == 1 || (n_batch / num_ghosts) * spatial != 1,
+  TORCH_CHECK_VALUE(false,
                     "Expected more than 1 value per channel when training, got input size torch.Size(",
                     input.sym_sizes(), ") in ", num_ghosts,
                     " ghosts, the smallest of one value: use a larger ghost_batch_size");
@@ -118,6 +121,10 @@ void check_derivative_source(const at::Tensor& input, Activation activation,
               "from one of them");
   TORCH_CHECK(!(is_given(output) && activation == Activation::kSilu),
               "output does not determine the derivative of activation 'silu': pass residual");
+  TORCH_CHECK(!(is_given(residual) && activation != Activation::kSilu &&
+                activation != Activation::kNone),
+              "residual is not needed for the derivative of this activation: pass output, whose "
+              "sign determines it");
   if (is_given(output)) {
     check_like_input(input, *output, "output");
   }
@@ -200,11 +207,8 @@ c10::SymInt check_num_ghosts(const at::Tensor& input,
   }
   TORCH_CHECK_VALUE(*ghost_batch_size > 0, "ghost_batch_size must be a positive integer or None, got ",
                     *ghost_batch_size);
-  const c10::SymInt n_batch = input.sym_size(0);
-  if (n_batch == 0 || *ghost_batch_size >= n_batch) {
-    return 1;
-  }
-  return (n_batch + *ghost_batch_size - 1) / *ghost_batch_size;
+  // ceil(N / size), 1 for N = 0, without a branch on N: it may be symbolic.
+  return (input.sym_size(0).max(1) - 1) / *ghost_batch_size + 1;
 }
 
 BatchNormCall check_batch_norm(

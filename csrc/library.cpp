@@ -11,21 +11,44 @@
 namespace bnext {
 namespace {
 
-bool requires_grad(const c10::IValue& value) {
-  return value.isTensor() && value.toTensor().defined() && value.toTensor().requires_grad();
+bool is_differentiated(const c10::IValue& value) {
+  if (!value.isTensor() || !value.toTensor().defined()) {
+    return false;
+  }
+  const at::Tensor& tensor = value.toTensor();
+  return (at::GradMode::is_enabled() && tensor.requires_grad()) ||
+      tensor._fw_grad(/*level=*/0).defined();
 }
 
 // An op without an autograd kernel would drop the gradient with no more than a warning.
 void refuse_to_differentiate(const c10::OperatorHandle& op, c10::DispatchKeySet,
                              torch::jit::Stack* stack) {
-  const std::size_t num_arguments = op.schema().arguments().size();
-  for (const c10::IValue& value : torch::jit::last(*stack, num_arguments)) {
-    TORCH_CHECK(!at::GradMode::is_enabled() || !requires_grad(value), op.operator_name(),
-                " is not differentiable, and one of its arguments requires grad: call "
-                "bnext.batch_norm, or detach the arguments");
+  for (const c10::IValue& value : torch::jit::last(*stack, op.schema().arguments().size())) {
+    TORCH_CHECK(!is_differentiated(value), op.operator_name(),
+                " is not differentiable, and one of its arguments requires grad or carries a "
+                "tangent: call bnext.batch_norm, or detach the arguments");
   }
   const at::AutoDispatchBelowADInplaceOrView guard;
   op.callBoxed(stack);
+}
+
+// Whatever is neither CPU nor meta: a sparse tensor, or a device this build has no kernels for.
+void refuse_backend(const c10::OperatorHandle& op, c10::DispatchKeySet,
+                    torch::jit::Stack* stack) {
+  const auto& arguments = op.schema().arguments();
+  const auto values = torch::jit::last(*stack, arguments.size());
+  for (std::size_t i = 0; i < arguments.size(); ++i) {
+    if (!values[i].isTensor() || !values[i].toTensor().defined()) {
+      continue;
+    }
+    const at::Tensor& tensor = values[i].toTensor();
+    TORCH_CHECK(tensor.layout() == at::kStrided, arguments[i].name(),
+                " must be a dense (strided) tensor, got layout ", tensor.layout());
+    TORCH_CHECK(tensor.device().is_cpu() || tensor.device().is_meta(), arguments[i].name(),
+                " is on device ", tensor.device(), ", for which this build of bnext has no kernels: "
+                "see bnext.show_config()");
+  }
+  TORCH_CHECK(false, op.operator_name(), " has no kernel for these arguments");
 }
 
 }  // namespace
@@ -78,17 +101,20 @@ TORCH_LIBRARY_IMPL(bnext, CPU, m) {
   m.impl("batch_norm_grad_apply", &batch_norm_grad_apply_cpu);
 }
 
+TORCH_LIBRARY_IMPL(bnext, CompositeExplicitAutograd, m) {
+  for (const char* op : {"batch_norm", "batch_norm_backward", "batch_norm_reduce",
+                         "batch_norm_merge", "batch_norm_fold", "batch_norm_apply",
+                         "batch_norm_grad_reduce", "batch_norm_grad_apply"}) {
+    m.impl(op, torch::CppFunction::makeFromBoxedFunction<&refuse_backend>());
+  }
+}
+
 TORCH_LIBRARY_IMPL(bnext, Autograd, m) {
-  const auto refuse = [] {
-    return torch::CppFunction::makeFromBoxedFunction<&refuse_to_differentiate>();
-  };
-  m.impl("batch_norm_backward", refuse());
-  m.impl("batch_norm_reduce", refuse());
-  m.impl("batch_norm_merge", refuse());
-  m.impl("batch_norm_fold", refuse());
-  m.impl("batch_norm_apply", refuse());
-  m.impl("batch_norm_grad_reduce", refuse());
-  m.impl("batch_norm_grad_apply", refuse());
+  for (const char* op : {"batch_norm_backward", "batch_norm_reduce", "batch_norm_merge",
+                         "batch_norm_fold", "batch_norm_apply", "batch_norm_grad_reduce",
+                         "batch_norm_grad_apply"}) {
+    m.impl(op, torch::CppFunction::makeFromBoxedFunction<&refuse_to_differentiate>());
+  }
 }
 
 }  // namespace bnext

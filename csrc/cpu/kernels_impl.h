@@ -9,13 +9,14 @@ namespace bnext {
 namespace CPU_CAPABILITY {
 namespace {
 
-// Lines whose sums are kept in acc_t before they are merged in double.
+// Lines whose sums are kept in acc_t before they are merged in double. Backward sums cancel, so
+// that their rounding shows: shorter blocks.
 constexpr std::int64_t kBlockLines = 64;
+constexpr std::int64_t kGradBlockLines = 16;
 
-// Lines read together, so that a column's accumulators are loaded and stored once for all of them.
-template <typename scalar_t>
-constexpr int kReduceGroup = Pack<scalar_t>::kVecs == 1 ? 8 : 4;
-constexpr int kApplyGroup = 4;
+// Lines of one column read together; also what the pivot of a block is the mean of.
+constexpr std::int64_t kReduceGroup = 8;
+constexpr std::int64_t kApplyGroup = 4;
 
 // Moments of each column of a tile. A block of lines is read once: the mean of its first group of
 // k lines is the pivot of all its n lines, so that sum(d * d) <= (1 + n / k) * M2 and the
@@ -26,21 +27,12 @@ class TileMoments {
   using P = Pack<scalar_t>;
 
  public:
-  void reduce(const scalar_t* input, const Tile& tile) {
+  BNEXT_KERNEL void reduce(const scalar_t* input, const Tile& tile) {
     columns_ = tile.columns;
     lines_ = tile.lines;
     for (std::int64_t begin = 0; begin < tile.lines; begin += kBlockLines) {
       const std::int64_t end = std::min(begin + kBlockLines, tile.lines);
-      bool first = true;
-      for_each_group<kReduceGroup<scalar_t>>(begin, end, [&](std::int64_t line, auto group) {
-        const scalar_t* lines = input + line * tile.stride;
-        if (first) {
-          add<group(), true>(lines, tile.stride);
-        } else {
-          add<group(), false>(lines, tile.stride);
-        }
-        first = false;
-      });
+      add_block(input, tile, begin, end);
       merge_block(begin, end - begin);
     }
   }
@@ -61,35 +53,34 @@ class TileMoments {
   }
 
  private:
-  template <int kLines, bool kFirst>
-  void add(const scalar_t* input, std::int64_t stride) {
-    for_each_pack<scalar_t>(columns_, [&](std::int64_t column, std::int64_t slot, auto lanes) {
-      P x[kLines];
-      for (int i = 0; i < kLines; ++i) {
-        x[i] = P::load(input + i * stride + column, lanes);
-      }
-      P pivot;
-      if constexpr (kFirst) {
-        pivot = finite_pivot(tree_sum(x) * P(acc_t(1) / kLines));
-        pivot.store_acc(pivot_ + slot);
-      } else {
-        pivot = P::load_acc(pivot_ + slot);
-      }
-      for (int i = 0; i < kLines; ++i) {
-        x[i] = x[i] - pivot;
-      }
-      P sum_d = tree_sum(x);
-      P sum_dd = x[0] * x[0];
-      for (int i = 1; i < kLines; ++i) {
-        sum_dd = Math<P>::fmadd(x[i], x[i], sum_dd);
-      }
-      if constexpr (!kFirst) {
-        sum_d = sum_d + P::load_acc(sum_d_ + slot);
-        sum_dd = sum_dd + P::load_acc(sum_dd_ + slot);
-      }
-      sum_d.store_acc(sum_d_ + slot);
-      sum_dd.store_acc(sum_dd_ + slot);
-    });
+  BNEXT_INLINE void add_block(
+      const scalar_t* input, const Tile& tile, std::int64_t begin, std::int64_t end) {
+    for_each_pack<scalar_t>(
+        tile, begin, end, kReduceGroup,
+        [&](std::int64_t line, std::int64_t lines, std::int64_t column, std::int64_t slot,
+            std::int64_t lanes) {
+          const scalar_t* x = input + line * tile.stride + column;
+          P pivot, sum_d(0), sum_dd(0);
+          if (line == begin) {
+            P sum = P::load(x, lanes);
+            for (std::int64_t i = 1; i < lines; ++i) {
+              sum = sum + P::load(x + i * tile.stride, lanes);
+            }
+            pivot = finite_pivot(sum * P(acc_t(1) / static_cast<acc_t>(lines)));
+            pivot.store_acc(pivot_ + slot);
+          } else {
+            pivot = P::load_acc(pivot_ + slot);
+            sum_d = P::load_acc(sum_d_ + slot);
+            sum_dd = P::load_acc(sum_dd_ + slot);
+          }
+          for (std::int64_t i = 0; i < lines; ++i) {
+            const P d = P::load(x + i * tile.stride, lanes) - pivot;
+            sum_d = sum_d + d;
+            sum_dd = Math<P>::fmadd(d, d, sum_dd);
+          }
+          sum_d.store_acc(sum_d_ + slot);
+          sum_dd.store_acc(sum_dd_ + slot);
+        });
   }
 
   void merge_block(std::int64_t lines_before, std::int64_t block_lines) {
@@ -133,19 +124,21 @@ void reduce(const ReduceArgs<scalar_t>& args, const Slab& slab) {
 }
 
 template <typename scalar_t, typename Act, bool kResidual>
-void apply_tiles(const ApplyArgs<scalar_t>& args, const Slab& slab) {
+BNEXT_KERNEL void apply_tile(
+    const ApplyArgs<scalar_t>& args,
+    const Tile& tile,
+    const AccType<scalar_t>* mean,
+    const AccType<scalar_t>* scale,
+    const AccType<scalar_t>* shift) {
   using P = Pack<scalar_t>;
-  ColumnConstants<AccType<scalar_t>> means, scales, shifts;
-  for_each_tile<scalar_t>(slab, [&](const Tile& tile) {
-    const auto* mean = means.expand(args.mean, tile);
-    const auto* scale = scales.expand(args.scale, tile);
-    const auto* shift = shifts.expand(args.shift, tile);
-    for_each_group<kApplyGroup>(0, tile.lines, [&](std::int64_t line, auto group) {
-      for_each_pack<scalar_t>(tile.columns, [&](std::int64_t column, std::int64_t, auto lanes) {
+  for_each_pack<scalar_t>(
+      tile, 0, tile.lines, kApplyGroup,
+      [&](std::int64_t line, std::int64_t lines, std::int64_t column, std::int64_t,
+          std::int64_t lanes) {
         const P m = P::load_acc(mean + column, lanes);
         const P s = P::load_acc(scale + column, lanes);
         const P t = P::load_acc(shift + column, lanes);
-        for (int i = 0; i < group(); ++i) {
+        for (std::int64_t i = 0; i < lines; ++i) {
           const std::int64_t at = tile.offset + (line + i) * tile.stride + column;
           P z = normalize(P::load(args.input + at, lanes), m, s, t);
           if constexpr (kResidual) {
@@ -154,7 +147,15 @@ void apply_tiles(const ApplyArgs<scalar_t>& args, const Slab& slab) {
           Act::forward(z).store(args.output + at, lanes);
         }
       });
-    });
+}
+
+template <typename scalar_t, typename Act, bool kResidual>
+void apply_tiles(const ApplyArgs<scalar_t>& args, const Slab& slab) {
+  ColumnConstants<AccType<scalar_t>> means, scales, shifts;
+  for_each_tile<scalar_t>(slab, [&](const Tile& tile) {
+    apply_tile<scalar_t, Act, kResidual>(args, tile, means.expand(args.mean, tile),
+                                         scales.expand(args.scale, tile),
+                                         shifts.expand(args.shift, tile));
   });
 }
 
@@ -189,16 +190,16 @@ class GradConstants {
   ColumnConstants<acc_t> means_, scales_, shifts_;
 };
 
-// The gradient of one pack after the activation, and (x - mean) where backward sums need it.
-template <typename scalar_t, typename Act, Derivative kDerivative, typename Lanes>
-inline Pack<scalar_t> grad_after_activation(
+// The gradient of one pack after the activation.
+template <typename scalar_t, typename Act, Derivative kDerivative>
+BNEXT_INLINE Pack<scalar_t> grad_after_activation(
     const GradArgs<scalar_t>& args,
     std::int64_t at,
     const Pack<scalar_t>& x,
     const Pack<scalar_t>& mean,
     const Pack<scalar_t>& scale,
     const Pack<scalar_t>& shift,
-    Lanes lanes) {
+    std::int64_t lanes) {
   using P = Pack<scalar_t>;
   const P grad = P::load(args.grad_output + at, lanes);
   if constexpr (std::is_same_v<Act, NoActivation>) {
@@ -212,7 +213,8 @@ inline Pack<scalar_t> grad_after_activation(
   }
 }
 
-// Calls f with the functor of the activation and the constant of its derivative's source.
+// Calls f with the functor of the activation and the constant of its derivative's source; the
+// checks leave the output to relu and leaky_relu, and the residual to silu.
 template <typename F>
 inline void dispatch_derivative(Activation activation, Derivative derivative, F&& f) {
   using FromInput = std::integral_constant<Derivative, Derivative::kFromInput>;
@@ -220,66 +222,85 @@ inline void dispatch_derivative(Activation activation, Derivative derivative, F&
   using FromOutput = std::integral_constant<Derivative, Derivative::kFromOutput>;
   dispatch_activation(activation, [&](auto act) {
     using Act = decltype(act);
-    if constexpr (std::is_same_v<Act, NoActivation>) {
-      return f(act, FromInput{});
-    }
-    if constexpr (!std::is_same_v<Act, NoActivation> && !std::is_same_v<Act, Silu>) {
-      if (derivative == Derivative::kFromOutput) {
-        return f(act, FromOutput{});
-      }
-    }
-    if constexpr (!std::is_same_v<Act, NoActivation>) {
-      if (derivative == Derivative::kFromResidual) {
-        return f(act, FromResidual{});
-      }
-      return f(act, FromInput{});
+    using FromExtra = std::conditional_t<std::is_same_v<Act, Silu>, FromResidual, FromOutput>;
+    if (std::is_same_v<Act, NoActivation> || derivative == Derivative::kFromInput) {
+      f(act, FromInput{});
+    } else if constexpr (!std::is_same_v<Act, NoActivation>) {
+      f(act, FromExtra{});
     }
   });
 }
 
-template <typename scalar_t, typename Act, Derivative kDerivative>
-void grad_reduce_tiles(const GradReduceArgs<scalar_t>& args, const Slab& slab) {
+// The sums of each column of a tile.
+template <typename scalar_t>
+class TileGradSums {
   using acc_t = AccType<scalar_t>;
   using P = Pack<scalar_t>;
-  GradConstants<scalar_t> constants;
-  alignas(64) acc_t block_dy[kTileColumns], block_dy_xmu[kTileColumns];
-  alignas(64) double sum_dy[kTileColumns], sum_dy_xmu[kTileColumns];
-  for_each_tile<scalar_t>(slab, [&](const Tile& tile) {
-    constants.expand(args, tile);
-    const std::int64_t slots = num_slots<scalar_t>(tile.columns);
-    std::fill_n(sum_dy, slots, 0.0);
-    std::fill_n(sum_dy_xmu, slots, 0.0);
-    for (std::int64_t begin = 0; begin < tile.lines; begin += kBlockLines) {
-      const std::int64_t end = std::min(begin + kBlockLines, tile.lines);
-      std::fill_n(block_dy, slots, acc_t(0));
-      std::fill_n(block_dy_xmu, slots, acc_t(0));
-      for_each_group<kApplyGroup>(begin, end, [&](std::int64_t line, auto group) {
-        for_each_pack<scalar_t>(
-            tile.columns, [&](std::int64_t column, std::int64_t slot, auto lanes) {
-              const P mean = P::load_acc(constants.mean + column, lanes);
-              const P scale = P::load_acc(constants.scale + column, lanes);
-              const P shift = P::load_acc(constants.shift + column, lanes);
-              P dy[group()];
-              P dy_xmu(acc_t(0));
-              for (int i = 0; i < group(); ++i) {
-                const std::int64_t at = tile.offset + (line + i) * tile.stride + column;
-                const P x = P::load(args.input + at, lanes);
-                dy[i] = grad_after_activation<scalar_t, Act, kDerivative>(
-                    args, at, x, mean, scale, shift, lanes);
-                dy_xmu = Math<P>::fmadd(dy[i], x - mean, dy_xmu);
-              }
-              (P::load_acc(block_dy + slot) + tree_sum(dy)).store_acc(block_dy + slot);
-              (P::load_acc(block_dy_xmu + slot) + dy_xmu).store_acc(block_dy_xmu + slot);
-            });
-      });
+
+ public:
+  template <typename Act, Derivative kDerivative>
+  BNEXT_KERNEL void reduce(
+      const GradArgs<scalar_t>& args, const Tile& tile, const GradConstants<scalar_t>& constants) {
+    columns_ = tile.columns;
+    const std::int64_t slots = num_slots<scalar_t>(columns_);
+    std::fill_n(sum_dy_, slots, 0.0);
+    std::fill_n(sum_dy_xmu_, slots, 0.0);
+    for (std::int64_t begin = 0; begin < tile.lines; begin += kGradBlockLines) {
+      const std::int64_t end = std::min(begin + kGradBlockLines, tile.lines);
+      for_each_pack<scalar_t>(
+          tile, begin, end, kGradBlockLines,
+          [&](std::int64_t line, std::int64_t lines, std::int64_t column, std::int64_t slot,
+              std::int64_t lanes) {
+            const P mean = P::load_acc(constants.mean + column, lanes);
+            const P scale = P::load_acc(constants.scale + column, lanes);
+            const P shift = P::load_acc(constants.shift + column, lanes);
+            P dy_sum(0), dy_xmu_sum(0);
+            for (std::int64_t i = 0; i < lines; ++i) {
+              const std::int64_t at = tile.offset + (line + i) * tile.stride + column;
+              const P x = P::load(args.input + at, lanes);
+              const P dy = grad_after_activation<scalar_t, Act, kDerivative>(
+                  args, at, x, mean, scale, shift, lanes);
+              dy_sum = dy_sum + dy;
+              dy_xmu_sum = Math<P>::fmadd(dy, x - mean, dy_xmu_sum);
+            }
+            dy_sum.store_acc(block_dy_ + slot);
+            dy_xmu_sum.store_acc(block_dy_xmu_ + slot);
+          });
       for (std::int64_t i = 0; i < slots; ++i) {
-        sum_dy[i] += block_dy[i];
-        sum_dy_xmu[i] += block_dy_xmu[i];
+        sum_dy_[i] += block_dy_[i];
+        sum_dy_xmu_[i] += block_dy_xmu_[i];
       }
     }
-    for (std::int64_t column = 0; column < tile.columns; ++column) {
-      const std::int64_t slot = slot_of_column<scalar_t>(column, tile.columns);
-      args.sums[tile.channel + column / tile.inner].add({sum_dy[slot], sum_dy_xmu[slot]});
+  }
+
+  // Of the `inner` columns of one channel.
+  GradSums channel(std::int64_t column, std::int64_t inner) const {
+    GradSums sums;
+    for (std::int64_t i = column; i < column + inner; ++i) {
+      const std::int64_t slot = slot_of_column<scalar_t>(i, columns_);
+      sums.add({sum_dy_[slot], sum_dy_xmu_[slot]});
+    }
+    return sums;
+  }
+
+ private:
+  std::int64_t columns_ = 0;
+  alignas(64) acc_t block_dy_[kTileColumns];
+  alignas(64) acc_t block_dy_xmu_[kTileColumns];
+  alignas(64) double sum_dy_[kTileColumns];
+  alignas(64) double sum_dy_xmu_[kTileColumns];
+};
+
+template <typename scalar_t, typename Act, Derivative kDerivative>
+void grad_reduce_tiles(const GradReduceArgs<scalar_t>& args, const Slab& slab) {
+  GradConstants<scalar_t> constants;
+  TileGradSums<scalar_t> sums;
+  for_each_tile<scalar_t>(slab, [&](const Tile& tile) {
+    constants.expand(args, tile);
+    sums.template reduce<Act, kDerivative>(args, tile, constants);
+    GradSums* out = args.sums + tile.channel;
+    for (std::int64_t column = 0; column < tile.columns; column += tile.inner) {
+      (out++)->add(sums.channel(column, tile.inner));
     }
   });
 }
@@ -292,24 +313,27 @@ void grad_reduce(const GradReduceArgs<scalar_t>& args, const Slab& slab) {
   });
 }
 
+// Frozen statistics do not depend on x: there are no coefficients, and a non-finite x must not
+// reach its gradient.
 template <typename scalar_t, typename Act, Derivative kDerivative>
-void grad_apply_tiles(const GradApplyArgs<scalar_t>& args, const Slab& slab) {
+BNEXT_KERNEL void grad_apply_tile(
+    const GradApplyArgs<scalar_t>& args,
+    const Tile& tile,
+    const GradConstants<scalar_t>& constants,
+    const AccType<scalar_t>* coef_x,
+    const AccType<scalar_t>* coef_0) {
   using P = Pack<scalar_t>;
-  GradConstants<scalar_t> constants;
-  ColumnConstants<AccType<scalar_t>> coefs_x, coefs_0;
-  const bool frozen = args.coef_x == nullptr;
-  for_each_tile<scalar_t>(slab, [&](const Tile& tile) {
-    constants.expand(args, tile);
-    const auto* coef_x = frozen ? nullptr : coefs_x.expand(args.coef_x, tile);
-    const auto* coef_0 = frozen ? nullptr : coefs_0.expand(args.coef_0, tile);
-    for_each_group<kApplyGroup>(0, tile.lines, [&](std::int64_t line, auto group) {
-      for_each_pack<scalar_t>(tile.columns, [&](std::int64_t column, std::int64_t, auto lanes) {
+  const bool frozen = coef_x == nullptr;
+  for_each_pack<scalar_t>(
+      tile, 0, tile.lines, kApplyGroup,
+      [&](std::int64_t line, std::int64_t lines, std::int64_t column, std::int64_t,
+          std::int64_t lanes) {
         const P mean = P::load_acc(constants.mean + column, lanes);
         const P scale = P::load_acc(constants.scale + column, lanes);
         const P shift = P::load_acc(constants.shift + column, lanes);
         const P cx = frozen ? P(0) : P::load_acc(coef_x + column, lanes);
         const P c0 = frozen ? P(0) : P::load_acc(coef_0 + column, lanes);
-        for (int i = 0; i < group(); ++i) {
+        for (std::int64_t i = 0; i < lines; ++i) {
           const std::int64_t at = tile.offset + (line + i) * tile.stride + column;
           const P x = P::load(args.input + at, lanes);
           const P dy = grad_after_activation<scalar_t, Act, kDerivative>(
@@ -318,13 +342,23 @@ void grad_apply_tiles(const GradApplyArgs<scalar_t>& args, const Slab& slab) {
             dy.store(args.grad_residual + at, lanes);
           }
           if (args.grad_input != nullptr) {
-            // Frozen statistics do not depend on x, so a non-finite x must not reach its gradient.
             const P dx = frozen ? dy * scale : grad_input(dy, x, mean, scale, cx, c0);
             dx.store(args.grad_input + at, lanes);
           }
         }
       });
-    });
+}
+
+template <typename scalar_t, typename Act, Derivative kDerivative>
+void grad_apply_tiles(const GradApplyArgs<scalar_t>& args, const Slab& slab) {
+  GradConstants<scalar_t> constants;
+  ColumnConstants<AccType<scalar_t>> coefs_x, coefs_0;
+  const bool frozen = args.coef_x == nullptr;
+  for_each_tile<scalar_t>(slab, [&](const Tile& tile) {
+    constants.expand(args, tile);
+    grad_apply_tile<scalar_t, Act, kDerivative>(
+        args, tile, constants, frozen ? nullptr : coefs_x.expand(args.coef_x, tile),
+        frozen ? nullptr : coefs_0.expand(args.coef_0, tile));
   });
 }
 

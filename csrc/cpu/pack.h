@@ -5,20 +5,20 @@
 #include <ATen/cpu/vec/functional.h>
 #include <ATen/cpu/vec/vec.h>
 
+#include <algorithm>
 #include <cstdint>
-#include <type_traits>
 
 #include "../core/math.h"
 #include "kernels.h"
 
+// Left to itself, g++ calls a function for each vector addition once a file is large enough.
+#define BNEXT_INLINE inline __attribute__((always_inline))
+#define BNEXT_NOINLINE __attribute__((noinline))
+// One function of its own, with all it calls inlined: the loops of a kernel.
+#define BNEXT_KERNEL __attribute__((flatten, noinline))
+
 namespace bnext {
 namespace CPU_CAPABILITY {
-
-// How many lanes of a Pack a load or store touches.
-struct AllLanes {};
-struct FirstLanes {
-  std::int64_t count;
-};
 
 template <typename scalar_t>
 struct Pack {
@@ -32,13 +32,13 @@ struct Pack {
   Vec v[kVecs];
 
   Pack() = default;
-  explicit Pack(acc_t value) {
+  BNEXT_INLINE explicit Pack(acc_t value) {
     for (Vec& x : v) {
       x = Vec(value);
     }
   }
 
-  static Pack load(const scalar_t* p, AllLanes) {
+  BNEXT_INLINE static Pack load(const scalar_t* p) {
     Pack out;
     if constexpr (kVecs == 1) {
       out.v[0] = Vec::loadu(p);
@@ -47,69 +47,82 @@ struct Pack {
     }
     return out;
   }
-  // The other lanes are 0.
-  static Pack load(const scalar_t* p, FirstLanes lanes) {
-    scalar_t padded[kSize] = {};
-    for (std::int64_t i = 0; i < lanes.count; ++i) {
-      padded[i] = p[i];
-    }
-    return load(padded, AllLanes{});
-  }
-
-  void store(scalar_t* p, AllLanes) const {
+  BNEXT_INLINE void store(scalar_t* p) const {
     if constexpr (kVecs == 1) {
       v[0].store(p);
     } else {
       at::vec::convert_from_float<scalar_t>(v[0], v[1]).store(p);
     }
   }
-  void store(scalar_t* p, FirstLanes lanes) const {
-    scalar_t padded[kSize];
-    store(padded, AllLanes{});
-    for (std::int64_t i = 0; i < lanes.count; ++i) {
-      p[i] = padded[i];
-    }
-  }
-
-  static Pack load_acc(const acc_t* p, AllLanes = {}) {
+  BNEXT_INLINE static Pack load_acc(const acc_t* p) {
     Pack out;
     for (int i = 0; i < kVecs; ++i) {
       out.v[i] = Vec::loadu(p + i * Vec::size());
     }
     return out;
   }
-  static Pack load_acc(const acc_t* p, FirstLanes lanes) {
-    acc_t padded[kSize] = {};
-    for (std::int64_t i = 0; i < lanes.count; ++i) {
-      padded[i] = p[i];
-    }
-    return load_acc(padded);
-  }
-  void store_acc(acc_t* p) const {
+  BNEXT_INLINE void store_acc(acc_t* p) const {
     for (int i = 0; i < kVecs; ++i) {
       v[i].store(p + i * Vec::size());
     }
   }
 
-  template <typename F>
-  static Pack map(F&& f) {
-    Pack out;
-    for (int i = 0; i < kVecs; ++i) {
-      out.v[i] = f(i);
+  // The first `lanes` lanes, the others load as 0: for lines shorter than a pack. One test that
+  // always goes the same way is cheaper than a second copy of every kernel.
+  BNEXT_INLINE static Pack load(const scalar_t* p, std::int64_t lanes) {
+    return lanes == kSize ? load(p) : load_part(p, lanes);
+  }
+  BNEXT_INLINE void store(scalar_t* p, std::int64_t lanes) const {
+    if (lanes == kSize) {
+      store(p);
+    } else {
+      store_part(p, lanes);
     }
-    return out;
   }
-  friend Pack operator+(const Pack& a, const Pack& b) {
-    return map([&](int i) { return a.v[i] + b.v[i]; });
+  BNEXT_INLINE static Pack load_acc(const acc_t* p, std::int64_t lanes) {
+    return lanes == kSize ? load_acc(p) : load_acc_part(p, lanes);
   }
-  friend Pack operator-(const Pack& a, const Pack& b) {
-    return map([&](int i) { return a.v[i] - b.v[i]; });
+
+  BNEXT_INLINE friend Pack operator+(Pack a, const Pack& b) {
+    for (int i = 0; i < kVecs; ++i) {
+      a.v[i] = a.v[i] + b.v[i];
+    }
+    return a;
   }
-  friend Pack operator*(const Pack& a, const Pack& b) {
-    return map([&](int i) { return a.v[i] * b.v[i]; });
+  BNEXT_INLINE friend Pack operator-(Pack a, const Pack& b) {
+    for (int i = 0; i < kVecs; ++i) {
+      a.v[i] = a.v[i] - b.v[i];
+    }
+    return a;
   }
-  friend Pack operator/(const Pack& a, const Pack& b) {
-    return map([&](int i) { return a.v[i] / b.v[i]; });
+  BNEXT_INLINE friend Pack operator*(Pack a, const Pack& b) {
+    for (int i = 0; i < kVecs; ++i) {
+      a.v[i] = a.v[i] * b.v[i];
+    }
+    return a;
+  }
+  BNEXT_INLINE friend Pack operator/(Pack a, const Pack& b) {
+    for (int i = 0; i < kVecs; ++i) {
+      a.v[i] = a.v[i] / b.v[i];
+    }
+    return a;
+  }
+
+ private:
+  BNEXT_NOINLINE static Pack load_part(const scalar_t* p, std::int64_t lanes) {
+    scalar_t padded[kSize] = {};
+    std::copy_n(p, lanes, padded);
+    return load(padded);
+  }
+  BNEXT_NOINLINE void store_part(scalar_t* p, std::int64_t lanes) const {
+    scalar_t padded[kSize];
+    store(padded);
+    std::copy_n(padded, lanes, p);
+  }
+  BNEXT_NOINLINE static Pack load_acc_part(const acc_t* p, std::int64_t lanes) {
+    acc_t padded[kSize] = {};
+    std::copy_n(p, lanes, padded);
+    return load_acc(padded);
   }
 };
 
@@ -120,21 +133,38 @@ struct Math<CPU_CAPABILITY::Pack<scalar_t>> {
   using T = CPU_CAPABILITY::Pack<scalar_t>;
   using Vec = typename T::Vec;
 
-  static T fmadd(const T& a, const T& b, const T& c) {
-    return T::map([&](int i) { return at::vec::fmadd(a.v[i], b.v[i], c.v[i]); });
+  BNEXT_INLINE static T constant(double value) {
+    return T(static_cast<typename T::acc_t>(value));
   }
-  static T exp(const T& a) {
-    return T::map([&](int i) { return a.v[i].exp(); });
+  BNEXT_INLINE static T fmadd(T a, const T& b, const T& c) {
+    for (int i = 0; i < T::kVecs; ++i) {
+      a.v[i] = at::vec::fmadd(a.v[i], b.v[i], c.v[i]);
+    }
+    return a;
   }
-  static T constant(double value) { return T(static_cast<typename T::acc_t>(value)); }
-  static T where_le_zero(const T& x, const T& yes, const T& no) {
-    return T::map([&](int i) { return Vec::blendv(no.v[i], yes.v[i], x.v[i] <= Vec(0)); });
+  BNEXT_INLINE static T exp(T a) {
+    for (Vec& x : a.v) {
+      x = x.exp();
+    }
+    return a;
   }
-  static T where_gt_zero(const T& x, const T& yes, const T& no) {
-    return T::map([&](int i) { return Vec::blendv(no.v[i], yes.v[i], x.v[i] > Vec(0)); });
+  BNEXT_INLINE static T where_le_zero(const T& x, const T& yes, T no) {
+    for (int i = 0; i < T::kVecs; ++i) {
+      no.v[i] = Vec::blendv(no.v[i], yes.v[i], x.v[i] <= Vec(0));
+    }
+    return no;
   }
-  static T where_nan(const T& x, const T& yes, const T& no) {
-    return T::map([&](int i) { return Vec::blendv(no.v[i], yes.v[i], x.v[i] != x.v[i]); });
+  BNEXT_INLINE static T where_gt_zero(const T& x, const T& yes, T no) {
+    for (int i = 0; i < T::kVecs; ++i) {
+      no.v[i] = Vec::blendv(no.v[i], yes.v[i], x.v[i] > Vec(0));
+    }
+    return no;
+  }
+  BNEXT_INLINE static T where_nan(const T& x, const T& yes, T no) {
+    for (int i = 0; i < T::kVecs; ++i) {
+      no.v[i] = Vec::blendv(no.v[i], yes.v[i], x.v[i] != x.v[i]);
+    }
+    return no;
   }
 };
 

@@ -56,22 +56,22 @@ void for_each_tile(const Slab& slab, F&& f) {
   }
 }
 
-// Calls f(column, slot, lanes) for packs that cover the columns [0, length). The last pack overlaps
-// the one before it (its columns are then computed twice, alike), so that only lines shorter than
-// a pack take the slow path. slot is the pack's place in an array of accumulators.
+// Calls f(line, lines, column, slot, lanes) for packs that cover the lines [begin, end) of a tile,
+// up to `group` lines of one column at a time, so that what belongs to the column is loaded once for
+// all of them. The last pack of a line overlaps the one before it (its columns are then computed
+// twice, alike), so that only lines shorter than a pack have fewer lanes than a full one. slot is the
+// pack's place in an array of accumulators.
 template <typename scalar_t, typename F>
-inline void for_each_pack(std::int64_t length, F&& f) {
+BNEXT_INLINE void for_each_pack(
+    const Tile& tile, std::int64_t begin, std::int64_t end, std::int64_t group, F&& f) {
   constexpr std::int64_t kSize = Pack<scalar_t>::kSize;
-  if (length < kSize) {
-    f(std::int64_t{0}, std::int64_t{0}, FirstLanes{length});
-    return;
-  }
-  std::int64_t column = 0;
-  for (; column + kSize <= length; column += kSize) {
-    f(column, column, AllLanes{});
-  }
-  if (column < length) {
-    f(length - kSize, column, AllLanes{});
+  const std::int64_t lanes = std::min(kSize, tile.columns);
+  const std::int64_t last = tile.columns - lanes;
+  for (std::int64_t line = begin; line < end; line += group) {
+    const std::int64_t lines = std::min(group, end - line);
+    for (std::int64_t slot = 0; slot < tile.columns; slot += kSize) {
+      f(line, lines, std::min(slot, last), slot, lanes);
+    }
   }
 }
 
@@ -87,17 +87,6 @@ template <typename scalar_t>
 inline std::int64_t num_slots(std::int64_t length) {
   constexpr std::int64_t kSize = Pack<scalar_t>::kSize;
   return (length + kSize - 1) / kSize * kSize;
-}
-
-// Calls f(first_line, std::integral_constant<int, n>) for groups of n = kGroup lines, then of 1.
-template <int kGroup, typename F>
-inline void for_each_group(std::int64_t begin, std::int64_t end, F&& f) {
-  for (; begin + kGroup <= end; begin += kGroup) {
-    f(begin, std::integral_constant<int, kGroup>{});
-  }
-  for (; begin < end; ++begin) {
-    f(begin, std::integral_constant<int, 1>{});
-  }
 }
 
 // One value per column of a tile from one per channel; no copy where they are the same.
@@ -117,18 +106,6 @@ class ColumnConstants {
  private:
   alignas(64) acc_t values_[kTileColumns];
 };
-
-template <typename P, int kCount>
-inline P tree_sum(const P (&x)[kCount]) {
-  P sums[kCount];
-  std::copy_n(x, kCount, sums);
-  for (int width = kCount / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) {
-      sums[i] = sums[i] + sums[i + width];
-    }
-  }
-  return sums[0];
-}
 
 }  // namespace CPU_CAPABILITY
 }  // namespace bnext

@@ -1,0 +1,185 @@
+"""NaN and infinities go where F.batch_norm and relu let them go, and nowhere else."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from assertions import assert_same
+from cases import Case, lay_out
+from torch import Tensor
+
+import bnext
+
+NAN, INF = math.nan, math.inf
+# What is put into channel 1 (of 13): at the first element, at the last, both.
+PATTERNS = {
+    "nan_first": (NAN, None),
+    "nan_last": (None, NAN),
+    "inf": (INF, None),
+    "minus_inf": (None, -INF),
+    "both_inf": (INF, -INF),
+    "nan_and_inf": (INF, NAN),
+}
+SHAPES = ((40, 13), (4, 13, 6, 7), (3, 13, 40, 40))
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+by_layout = pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+by_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+by_pattern = pytest.mark.parametrize("pattern", PATTERNS)
+by_training = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+
+
+def poisoned(shape: tuple[int, ...], layout: str, pattern: str, dtype: torch.dtype) -> Tensor:
+    x = Case(shape).input().to(dtype)
+    channel = x.transpose(0, 1)[1]
+    first, last = PATTERNS[pattern]
+    if first is not None:
+        channel[(0,) * channel.dim()] = first
+    if last is not None:
+        channel[(-1,) * channel.dim()] = last
+    return lay_out(x, layout if len(shape) > 2 or layout == "contiguous" else "transposed")
+
+
+def same_pattern(actual: Tensor, expected: Tensor) -> None:
+    """NaN where NaN, the same infinities, and close elsewhere (how close is tested elsewhere)."""
+    tolerance = 4 * torch.finfo(actual.dtype).eps
+    torch.testing.assert_close(
+        actual, expected.to(actual.dtype), rtol=tolerance, atol=4 * tolerance, equal_nan=True
+    )
+
+
+@by_layout
+@by_shape
+@by_pattern
+@by_training
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_same_outputs_and_buffers_as_torch(
+    shape: tuple[int, ...], layout: str, pattern: str, dtype: torch.dtype, training: bool
+) -> None:
+    x = poisoned(shape, layout, pattern, dtype)
+    case = Case(shape, param_dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    ours, theirs = case.parameters(), Case(shape, param_dtype=torch.float64).parameters()
+    theirs = {k: v.double() for k, v in ours.items()}
+    have = bnext.batch_norm(x, **ours, training=training, activation="relu")
+    want = F.relu(F.batch_norm(x.double().contiguous(), **theirs, training=training))
+    same_pattern(have, want)
+    if training:
+        assert have[:, 1].isnan().all(), "relu(NaN) is NaN"
+    for name in ("running_mean", "running_var"):
+        same_pattern(ours[name], theirs[name])
+
+
+@by_layout
+@by_shape
+@by_pattern
+def test_other_channels_are_untouched(shape: tuple[int, ...], layout: str, pattern: str) -> None:
+    x = poisoned(shape, layout, pattern, torch.float32)
+    clean = x.clone()
+    clean[:, 1] = 0.5
+    others = [c for c in range(13) if c != 1]
+    results = []
+    for value in (x, clean):
+        tensors = Case(shape).parameters()
+        value = value.requires_grad_()
+        y = bnext.batch_norm(value, **tensors, training=True, activation="relu")
+        (grad,) = torch.autograd.grad(y, value, torch.ones_like(y))
+        results.append((y[:, others], grad[:, others], tensors["running_var"][others]))
+    for a, b in zip(*results, strict=True):
+        assert_same(a, b)
+
+
+@by_shape
+@by_layout
+def test_a_poisoned_sample_stays_in_its_ghost(shape: tuple[int, ...], layout: str) -> None:
+    x = poisoned(shape, layout, "nan_first", torch.float32)
+    y = bnext.batch_norm(x, None, None, training=True, ghost_batch_size=len(x) // 2)
+    ghosts = y.tensor_split(-(-len(x) // (len(x) // 2)))
+    assert ghosts[0][:, 1].isnan().all()
+    for ghost in ghosts[1:]:
+        assert ghost.isfinite().all()
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "silu"])
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+@by_layout
+def test_activation_of_a_value_that_is_not_finite(
+    layout: str, value: float, activation: str
+) -> None:
+    """In eval only the element itself: relu(-inf) = 0, silu(-inf) = NaN or -0 as in torch.silu."""
+    case = Case((4, 13, 6, 7), layout)
+    x = case.input()
+    x[1, 2, 3, 4] = value
+    tensors = case.parameters()
+    have = bnext.batch_norm(x, **tensors, activation=activation)
+    z = F.batch_norm(x.double().contiguous(), **{k: v.double() for k, v in tensors.items()})
+    want = {"relu": F.relu, "leaky_relu": F.leaky_relu, "silu": F.silu}[activation](z)
+    same_pattern(have, want)
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "silu"])
+@by_layout
+def test_residual_that_is_not_finite(layout: str, activation: str, value: float) -> None:
+    case = Case((4, 13, 6, 7), layout)
+    tensors = case.parameters()
+    residual = case.residual()
+    residual[1, 2, 3, 4] = value
+    have = bnext.batch_norm(
+        case.input(), **tensors, residual=residual, activation=activation, training=False
+    )
+    z = F.batch_norm(
+        case.input().double().contiguous(), **{k: v.double() for k, v in tensors.items()}
+    )
+    want = {"relu": F.relu, "leaky_relu": F.leaky_relu, "silu": F.silu}[activation](z + residual)
+    same_pattern(have, want)
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
+@pytest.mark.parametrize("poison", ["input", "grad_output"])
+@by_shape
+@by_layout
+def test_gradients_in_eval(
+    layout: str, shape: tuple[int, ...], poison: str, activation: str | None
+) -> None:
+    """Frozen statistics: a bad element reaches its own gradient, and those of weight and bias of
+    its channel, as in torch."""
+    clean = Case(shape, layout if len(shape) > 2 else "contiguous")
+    bad = poisoned(shape, layout, "nan_first", torch.float32)
+    x = bad if poison == "input" else clean.input()
+    g = bad if poison == "grad_output" else clean.grad_output()
+
+    def gradients(norm, cast) -> list[Tensor]:
+        tensors = {k: cast(v) for k, v in clean.parameters().items()}
+        wanted = [cast(x).detach(), tensors["weight"], tensors["bias"]]
+        for tensor in wanted:
+            tensor.requires_grad_()
+        y = norm(wanted[0], **tensors)
+        return list(torch.autograd.grad(y, wanted, cast(g)))
+
+    def theirs(*args, **kwargs) -> Tensor:
+        y = F.batch_norm(*args, **kwargs)
+        return {None: lambda v: v, "relu": F.relu, "leaky_relu": F.leaky_relu}[activation](y)
+
+    def ours(*args, **kwargs) -> Tensor:
+        return bnext.batch_norm(*args, **kwargs, activation=activation)
+
+    have = gradients(ours, lambda t: t.clone())
+    want = gradients(theirs, lambda t: t.double().contiguous())
+    for name, a, b in zip(("input", "weight", "bias"), have, want, strict=True):
+        assert torch.equal(a.isnan(), b.isnan()), name
+    assert have[0].isnan().sum() <= 1
+
+
+@by_layout
+def test_values_near_the_largest_float16_do_not_overflow(layout: str) -> None:
+    """Sums and squares are taken in float32: 6e4 squared is no float16."""
+    case = Case((64, 13, 5, 5), layout, dtype=torch.float16, mean=0.0, std=1.5e4)
+    x = case.input().clamp(-6e4, 6e4)
+    running_var = torch.ones(13)
+    y = bnext.batch_norm(x, torch.zeros(13), running_var, training=True, momentum=1.0)
+    want = x.double().transpose(0, 1).reshape(13, -1).var(1)
+    torch.testing.assert_close(running_var.double(), want, rtol=1e-6, atol=0)
+    assert y.isfinite().all()
