@@ -1,4 +1,4 @@
-"""The Python autograd wrapper of ``torch.ops.bnext.batch_norm`` (design: docs/design.md, section 6).
+"""The Python autograd wrapper of ``torch.ops.bnext.batch_norm`` (docs/design.md, "Autograd").
 
 One ``torch.autograd.Function``, called directly in eager mode and registered on the op's Autograd
 key, so that a compiled or exported graph differentiates the op itself.
@@ -152,9 +152,9 @@ def _formula(
             activation,
             ghost_batch_size,
         )
-    counts = training and num_batches_tracked is not None
-    if counts and momentum is None:
-        momentum = 1.0 / (float(num_batches_tracked) + 1.0)
+    counter = num_batches_tracked if training else None
+    if counter is not None and momentum is None:
+        momentum = 1.0 / (float(counter) + 1.0)
     assert momentum is not None or running_mean is None
     output = batch_norm_reference(
         input,
@@ -169,8 +169,8 @@ def _formula(
         residual=residual,
         ghost_batch_size=ghost_batch_size,
     )
-    if counts:  # last: the update of the running statistics may have raised (vmap)
-        num_batches_tracked.add_(1)
+    if counter is not None:  # last: the update of the running statistics may have raised (vmap)
+        counter.add_(1)
     return output
 
 

@@ -1,10 +1,13 @@
 """Loads the C++ extension, which registers ``torch.ops.bnext``; docs/ops.md documents each op."""
 
+import importlib
+
 import torch
 
 try:
     from bnext import _build_info
-    from bnext import _C as _C  # registers the ops
+
+    importlib.import_module("bnext._C")  # registers the ops
 except ImportError as error:
     try:
         built_for = _build_info.torch

@@ -120,10 +120,7 @@ def batch_norm_reference(
         if running_mean is not None and running_var is not None:
             _update_running_stats(moments, running_mean, running_var, momentum)
         normalized = torch.cat(
-            [
-                (m.deviations * torch.rsqrt(m.variance + eps) * w + b).flatten(0, 1)
-                for m in moments
-            ]
+            [(m.deviations * torch.rsqrt(m.variance + eps) * w + b).flatten(0, 1) for m in moments]
         )
     else:
         assert running_mean is not None and running_var is not None

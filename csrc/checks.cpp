@@ -18,17 +18,20 @@ void check_device(at::Device device, const at::Tensor& other, const char* name) 
 
 void check_strided(const at::Tensor& tensor, const char* name) {
   TORCH_CHECK(tensor.defined(), name, " must be a defined tensor");
-  TORCH_CHECK(tensor.layout() == at::kStrided, name, " must be a dense (strided) tensor, got layout ",
-              tensor.layout());
+  TORCH_CHECK(tensor.layout() == at::kStrided, name,
+              " must be a dense (strided) tensor, got layout ", tensor.layout());
 }
 
-void check_matrix(const at::Tensor& tensor, const char* name, const c10::SymInt& rows,
-                  const c10::SymInt& columns, at::ScalarType dtype) {
+void check_matrix(const at::Tensor& tensor,
+                  const char* name,
+                  const c10::SymInt& rows,
+                  const c10::SymInt& columns,
+                  at::ScalarType dtype) {
   check_strided(tensor, name);
   TORCH_CHECK(tensor.scalar_type() == dtype, name, " must have dtype ", dtype, ", got dtype ",
               tensor.scalar_type());
-  TORCH_CHECK(tensor.dim() == 2 && tensor.sym_size(0) == rows && tensor.sym_size(1) == columns, name,
-              " must have shape [", rows, ", ", columns, "], got shape ", tensor.sym_sizes());
+  TORCH_CHECK(tensor.dim() == 2 && tensor.sym_size(0) == rows && tensor.sym_size(1) == columns,
+              name, " must have shape [", rows, ", ", columns, "], got shape ", tensor.sym_sizes());
 }
 
 void check_count(const at::Tensor& count, const c10::SymInt& size) {
@@ -63,22 +66,28 @@ Activation parse_activation(OptionalString activation) {
                     *activation, "'");
 }
 
-// An unknown symbolic size is taken to be large enough: the kernel checks the real one.
+// A symbolic size is taken to be large enough, without a guard on it: the kernel checks the real
+// one.
+bool is_known_one(const c10::SymInt& size) {
+  return size.sym_eq(1).maybe_as_bool().value_or(false);
+}
+
 void check_training_size(const at::Tensor& input, const c10::SymInt& num_ghosts) {
   c10::SymInt smallest = input.sym_size(0) / num_ghosts;
   for (int64_t i = 2; i < input.dim(); ++i) {
     smallest *= input.sym_size(i);
   }
-  if (!TORCH_GUARD_OR_FALSE(smallest.sym_eq(1))) {
+  if (!is_known_one(smallest)) {
     return;
   }
-  TORCH_CHECK_VALUE(TORCH_GUARD_OR_FALSE(num_ghosts.sym_ne(1)),
-                    "Expected more than 1 value per channel when training, got input size torch.Size(",
-                    input.sym_sizes(), ")");
-  TORCH_CHECK_VALUE(false,
-                    "Expected more than 1 value per channel when training, got input size torch.Size(",
-                    input.sym_sizes(), ") in ", num_ghosts,
-                    " ghosts, the smallest of one value: use a larger ghost_batch_size");
+  TORCH_CHECK_VALUE(
+      !is_known_one(num_ghosts),
+      "Expected more than 1 value per channel when training, got input size torch.Size(",
+      input.sym_sizes(), ")");
+  TORCH_CHECK_VALUE(
+      false, "Expected more than 1 value per channel when training, got input size torch.Size(",
+      input.sym_sizes(), ") in ", num_ghosts,
+      " ghosts, the smallest of one value: use a larger ghost_batch_size");
 }
 
 void check_like_input(const at::Tensor& input, const at::Tensor& other, const char* name) {
@@ -94,8 +103,10 @@ void check_like_input(const at::Tensor& input, const at::Tensor& other, const ch
               other.sym_sizes());
 }
 
-c10::SymInt check_saved_stats(const at::Tensor& input, const at::Tensor& save_mean,
-                              const at::Tensor& save_mean_lo, const at::Tensor& save_invstd) {
+c10::SymInt check_saved_stats(const at::Tensor& input,
+                              const at::Tensor& save_mean,
+                              const at::Tensor& save_mean_lo,
+                              const at::Tensor& save_invstd) {
   check_strided(save_mean, "save_mean");
   TORCH_CHECK(save_mean.dim() == 2, "save_mean must have shape [num_ghosts, C], got shape ",
               save_mean.sym_sizes());
@@ -114,17 +125,19 @@ c10::SymInt check_saved_stats(const at::Tensor& input, const at::Tensor& save_me
   return num_ghosts;
 }
 
-void check_derivative_source(const at::Tensor& input, Activation activation,
-                             const OptionalTensor& output, const OptionalTensor& residual) {
+void check_derivative_source(const at::Tensor& input,
+                             Activation activation,
+                             const OptionalTensor& output,
+                             const OptionalTensor& residual) {
   TORCH_CHECK(!(is_given(output) && is_given(residual)),
               "output and residual must not both be given: the activation's derivative is taken "
               "from one of them");
   TORCH_CHECK(!(is_given(output) && activation == Activation::kSilu),
               "output does not determine the derivative of activation 'silu': pass residual");
-  TORCH_CHECK(!(is_given(residual) && activation != Activation::kSilu &&
-                activation != Activation::kNone),
-              "residual is not needed for the derivative of this activation: pass output, whose "
-              "sign determines it");
+  TORCH_CHECK(
+      !(is_given(residual) && activation != Activation::kSilu && activation != Activation::kNone),
+      "residual is not needed for the derivative of this activation: pass output, whose "
+      "sign determines it");
   if (is_given(output)) {
     check_like_input(input, *output, "output");
   }
@@ -137,8 +150,11 @@ void check_eps(double eps, bool training) {
   TORCH_CHECK_VALUE(eps >= 0, "batch_norm eps must be non-negative, but got ", eps);
 }
 
-void check_channel_vector(const OptionalTensor& vector, const char* name,
-                          const c10::SymInt& n_channel, at::ScalarType dtype, at::Device device) {
+void check_channel_vector(const OptionalTensor& vector,
+                          const char* name,
+                          const c10::SymInt& n_channel,
+                          at::ScalarType dtype,
+                          at::Device device) {
   if (!is_given(vector)) {
     return;
   }
@@ -152,9 +168,13 @@ void check_channel_vector(const OptionalTensor& vector, const char* name,
 }
 
 // Both or none of running_mean and running_var; writable, since they are updated in place.
-void check_running_stats(const OptionalTensor& running_mean, const OptionalTensor& running_var,
-                         const OptionalTensor& num_batches_tracked, std::optional<double> momentum,
-                         bool updates, const c10::SymInt& n_channel, at::ScalarType dtype,
+void check_running_stats(const OptionalTensor& running_mean,
+                         const OptionalTensor& running_var,
+                         const OptionalTensor& num_batches_tracked,
+                         std::optional<double> momentum,
+                         bool updates,
+                         const c10::SymInt& n_channel,
+                         at::ScalarType dtype,
                          at::Device device) {
   if (is_given(num_batches_tracked)) {
     const at::Tensor& counter = *num_batches_tracked;
@@ -182,7 +202,8 @@ void check_running_stats(const OptionalTensor& running_mean, const OptionalTenso
                     "num_batches_tracked");
 }
 
-void check_affine(const at::Tensor& input, const OptionalTensor& weight,
+void check_affine(const at::Tensor& input,
+                  const OptionalTensor& weight,
                   const OptionalTensor& bias) {
   const c10::SymInt n_channel = input.sym_size(1);
   check_channel_vector(weight, "weight", n_channel, input.scalar_type(), input.device());
@@ -205,18 +226,24 @@ c10::SymInt check_num_ghosts(const at::Tensor& input,
   if (!ghost_batch_size.has_value()) {
     return 1;
   }
-  TORCH_CHECK_VALUE(*ghost_batch_size > 0, "ghost_batch_size must be a positive integer or None, got ",
-                    *ghost_batch_size);
+  TORCH_CHECK_VALUE(*ghost_batch_size > 0,
+                    "ghost_batch_size must be a positive integer or None, got ", *ghost_batch_size);
   // ceil(N / size), 1 for N = 0, without a branch on N: it may be symbolic.
   return (input.sym_size(0).max(1) - 1) / *ghost_batch_size + 1;
 }
 
-BatchNormCall check_batch_norm(
-    const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-    const OptionalTensor& running_mean, const OptionalTensor& running_var,
-    const OptionalTensor& num_batches_tracked, const OptionalTensor& residual, bool training,
-    std::optional<double> momentum, double eps, OptionalString activation,
-    const std::optional<c10::SymInt>& ghost_batch_size) {
+BatchNormCall check_batch_norm(const at::Tensor& input,
+                               const OptionalTensor& weight,
+                               const OptionalTensor& bias,
+                               const OptionalTensor& running_mean,
+                               const OptionalTensor& running_var,
+                               const OptionalTensor& num_batches_tracked,
+                               const OptionalTensor& residual,
+                               bool training,
+                               std::optional<double> momentum,
+                               double eps,
+                               OptionalString activation,
+                               const std::optional<c10::SymInt>& ghost_batch_size) {
   check_input(input);
   BatchNormCall call{parse_activation(activation), check_num_ghosts(input, ghost_batch_size)};
   check_eps(eps, training);
@@ -236,13 +263,17 @@ BatchNormCall check_batch_norm(
   return call;
 }
 
-BatchNormCall check_apply(
-    const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-    const OptionalTensor& residual, const at::Tensor& save_mean, const at::Tensor& save_mean_lo,
-    const at::Tensor& save_invstd, OptionalString activation) {
+BatchNormCall check_apply(const at::Tensor& input,
+                          const OptionalTensor& weight,
+                          const OptionalTensor& bias,
+                          const OptionalTensor& residual,
+                          const at::Tensor& save_mean,
+                          const at::Tensor& save_mean_lo,
+                          const at::Tensor& save_invstd,
+                          OptionalString activation) {
   check_input(input);
-  BatchNormCall call{
-      parse_activation(activation), check_saved_stats(input, save_mean, save_mean_lo, save_invstd)};
+  BatchNormCall call{parse_activation(activation),
+                     check_saved_stats(input, save_mean, save_mean_lo, save_invstd)};
   check_affine(input, weight, bias);
   if (is_given(residual)) {
     check_like_input(input, *residual, "residual");
@@ -250,13 +281,18 @@ BatchNormCall check_apply(
   return call;
 }
 
-BatchNormCall check_backward(
-    const at::Tensor& grad_output, const at::Tensor& input, const OptionalTensor& weight,
-    const OptionalTensor& bias, const OptionalTensor& output, const OptionalTensor& residual,
-    const at::Tensor& save_mean, const at::Tensor& save_mean_lo, const at::Tensor& save_invstd,
-    OptionalString activation) {
-  BatchNormCall call = check_apply(
-      input, weight, bias, residual, save_mean, save_mean_lo, save_invstd, activation);
+BatchNormCall check_backward(const at::Tensor& grad_output,
+                             const at::Tensor& input,
+                             const OptionalTensor& weight,
+                             const OptionalTensor& bias,
+                             const OptionalTensor& output,
+                             const OptionalTensor& residual,
+                             const at::Tensor& save_mean,
+                             const at::Tensor& save_mean_lo,
+                             const at::Tensor& save_invstd,
+                             OptionalString activation) {
+  BatchNormCall call =
+      check_apply(input, weight, bias, residual, save_mean, save_mean_lo, save_invstd, activation);
   check_like_input(input, grad_output, "grad_output");
   check_derivative_source(input, call.activation, output, residual);
   return call;
@@ -273,20 +309,27 @@ void check_moments(const at::Tensor& count, const at::Tensor& mean, const at::Te
   check_device(mean.device(), count, "count");
 }
 
-void check_fold(const at::Tensor& count, const at::Tensor& mean, const at::Tensor& m2,
-                const OptionalTensor& running_mean, const OptionalTensor& running_var,
-                const OptionalTensor& num_batches_tracked, std::optional<double> momentum,
-                double eps, at::ScalarType dtype) {
-  TORCH_CHECK(is_floating(dtype),
-              "dtype must be float64, float32, float16 or bfloat16, got dtype ", dtype);
+void check_fold(const at::Tensor& count,
+                const at::Tensor& mean,
+                const at::Tensor& m2,
+                const OptionalTensor& running_mean,
+                const OptionalTensor& running_var,
+                const OptionalTensor& num_batches_tracked,
+                std::optional<double> momentum,
+                double eps,
+                at::ScalarType dtype) {
+  TORCH_CHECK(is_floating(dtype), "dtype must be float64, float32, float16 or bfloat16, got dtype ",
+              dtype);
   check_moments(count, mean, m2);
   check_eps(eps, /*training=*/true);
   check_running_stats(running_mean, running_var, num_batches_tracked, momentum, /*updates=*/true,
                       mean.sym_size(1), dtype, mean.device());
 }
 
-void check_grad_sums(const at::Tensor& input, const c10::SymInt& num_ghosts,
-                     const OptionalTensor& count, const OptionalTensor& sum_dy,
+void check_grad_sums(const at::Tensor& input,
+                     const c10::SymInt& num_ghosts,
+                     const OptionalTensor& count,
+                     const OptionalTensor& sum_dy,
                      const OptionalTensor& sum_dy_xmu) {
   TORCH_CHECK(is_given(count) == is_given(sum_dy) && is_given(sum_dy) == is_given(sum_dy_xmu),
               "count, sum_dy and sum_dy_xmu must all be given, or none for frozen statistics");

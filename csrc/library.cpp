@@ -1,9 +1,9 @@
 // The schemas of torch.ops.bnext, their CPU kernels, and the refusal to differentiate what has no
 // derivative. docs/ops.md documents each op; bnext/autograd.py differentiates batch_norm.
-#include <Python.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
+#include <Python.h>
 #include <torch/library.h>
 
 #include "ops.h"
@@ -17,11 +17,12 @@ bool is_differentiated(const c10::IValue& value) {
   }
   const at::Tensor& tensor = value.toTensor();
   return (at::GradMode::is_enabled() && tensor.requires_grad()) ||
-      tensor._fw_grad(/*level=*/0).defined();
+         tensor._fw_grad(/*level=*/0).defined();
 }
 
 // An op without an autograd kernel would drop the gradient with no more than a warning.
-void refuse_to_differentiate(const c10::OperatorHandle& op, c10::DispatchKeySet,
+void refuse_to_differentiate(const c10::OperatorHandle& op,
+                             c10::DispatchKeySet,
                              torch::jit::Stack* stack) {
   for (const c10::IValue& value : torch::jit::last(*stack, op.schema().arguments().size())) {
     TORCH_CHECK(!is_differentiated(value), op.operator_name(),
@@ -33,8 +34,7 @@ void refuse_to_differentiate(const c10::OperatorHandle& op, c10::DispatchKeySet,
 }
 
 // Whatever is neither CPU nor meta: a sparse tensor, or a device this build has no kernels for.
-void refuse_backend(const c10::OperatorHandle& op, c10::DispatchKeySet,
-                    torch::jit::Stack* stack) {
+void refuse_backend(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
   const auto& arguments = op.schema().arguments();
   const auto values = torch::jit::last(*stack, arguments.size());
   for (std::size_t i = 0; i < arguments.size(); ++i) {
@@ -45,7 +45,8 @@ void refuse_backend(const c10::OperatorHandle& op, c10::DispatchKeySet,
     TORCH_CHECK(tensor.layout() == at::kStrided, arguments[i].name(),
                 " must be a dense (strided) tensor, got layout ", tensor.layout());
     TORCH_CHECK(tensor.device().is_cpu() || tensor.device().is_meta(), arguments[i].name(),
-                " is on device ", tensor.device(), ", for which this build of bnext has no kernels: "
+                " is on device ", tensor.device(),
+                ", for which this build of bnext has no kernels: "
                 "see bnext.show_config()");
   }
   TORCH_CHECK(false, op.operator_name(), " has no kernel for these arguments");
@@ -102,17 +103,17 @@ TORCH_LIBRARY_IMPL(bnext, CPU, m) {
 }
 
 TORCH_LIBRARY_IMPL(bnext, CompositeExplicitAutograd, m) {
-  for (const char* op : {"batch_norm", "batch_norm_backward", "batch_norm_reduce",
-                         "batch_norm_merge", "batch_norm_fold", "batch_norm_apply",
-                         "batch_norm_grad_reduce", "batch_norm_grad_apply"}) {
+  for (const char* op :
+       {"batch_norm", "batch_norm_backward", "batch_norm_reduce", "batch_norm_merge",
+        "batch_norm_fold", "batch_norm_apply", "batch_norm_grad_reduce", "batch_norm_grad_apply"}) {
     m.impl(op, torch::CppFunction::makeFromBoxedFunction<&refuse_backend>());
   }
 }
 
 TORCH_LIBRARY_IMPL(bnext, Autograd, m) {
-  for (const char* op : {"batch_norm_backward", "batch_norm_reduce", "batch_norm_merge",
-                         "batch_norm_fold", "batch_norm_apply", "batch_norm_grad_reduce",
-                         "batch_norm_grad_apply"}) {
+  for (const char* op :
+       {"batch_norm_backward", "batch_norm_reduce", "batch_norm_merge", "batch_norm_fold",
+        "batch_norm_apply", "batch_norm_grad_reduce", "batch_norm_grad_apply"}) {
     m.impl(op, torch::CppFunction::makeFromBoxedFunction<&refuse_to_differentiate>());
   }
 }
@@ -121,7 +122,7 @@ TORCH_LIBRARY_IMPL(bnext, Autograd, m) {
 
 // `import bnext._C` runs the registrations above; the module itself is empty.
 PyMODINIT_FUNC PyInit__C() {
-  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr,
-                               nullptr,              nullptr, nullptr, nullptr};
+  static PyModuleDef module = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&module);
 }

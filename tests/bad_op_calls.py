@@ -18,7 +18,7 @@ from bad_calls import (
 )
 from torch import Tensor
 
-SPARSE = "SparseCPU"
+SPARSE = "must be a dense"
 G = 2  # ghosts: save_* are (G, C), float32
 
 

@@ -31,7 +31,8 @@ struct Relu {
   }
 };
 
-// The slope is torch.nn.LeakyReLU's default; it is positive, so that z and the output agree in sign.
+// The slope is torch.nn.LeakyReLU's default; it is positive, so that z and the output agree in
+// sign.
 struct LeakyRelu {
   static constexpr double kNegativeSlope = 0.01;
 

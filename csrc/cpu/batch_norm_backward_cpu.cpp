@@ -48,8 +48,11 @@ class BackwardSteps {
 
   // Sums that were given are used by apply; else reduce finds them, and they are also written to
   // `sums` where that is not null.
-  BackwardSteps(const Schedule& schedule, const BackwardTensors& tensors, Statistics statistics,
-                const SumsPointers& sums, bool sums_given)
+  BackwardSteps(const Schedule& schedule,
+                const BackwardTensors& tensors,
+                Statistics statistics,
+                const SumsPointers& sums,
+                bool sums_given)
       : schedule_(schedule),
         weight_(tensors.weight),
         bias_(tensors.bias),
@@ -73,15 +76,18 @@ class BackwardSteps {
     const std::int64_t n_channel = schedule_.n_channel();
     const std::vector<acc_t> channels(n_channel);
     return {std::vector<GradSums>(sums_given_ ? 0 : schedule_.num_partials() * n_channel),
-            channels, channels, channels, channels, nullptr};
+            channels,
+            channels,
+            channels,
+            channels,
+            nullptr};
   }
 
   void prepare(std::int64_t ghost, Scratch& scratch) const {
     const std::int64_t n_channel = schedule_.n_channel();
     scratch.mean = mean_ + ghost * n_channel;
     for (std::int64_t c = 0; c < n_channel; ++c) {
-      const auto constants =
-          forward_constants(stats(ghost, c), weight_.get(c, 1), bias_.get(c, 0));
+      const auto constants = forward_constants(stats(ghost, c), weight_.get(c, 1), bias_.get(c, 0));
       scratch.scale[c] = constants.scale;
       scratch.shift[c] = constants.shift;
       if (sums_given_ && !frozen_) {
@@ -154,7 +160,10 @@ class BackwardSteps {
     return {mean_[i], mean_lo_[i], invstd_[i]};
   }
 
-  void set_coefficients(std::int64_t ghost, std::int64_t c, double count, const GradSums& sums,
+  void set_coefficients(std::int64_t ghost,
+                        std::int64_t c,
+                        double count,
+                        const GradSums& sums,
                         Scratch& scratch) const {
     const auto constants = backward_constants(stats(ghost, c), scratch.scale[c], count, sums);
     scratch.coef_x[c] = constants.coef_x;
@@ -186,18 +195,17 @@ class BackwardSteps {
   scalar_t* grad_residual_;
 };
 
-BackwardTensors backward_tensors(
-    const at::Tensor& grad_output,
-    const at::Tensor& input,
-    const OptionalTensor& weight,
-    const OptionalTensor& bias,
-    const OptionalTensor& output,
-    const OptionalTensor& residual,
-    const at::Tensor& save_mean,
-    const at::Tensor& save_mean_lo,
-    const at::Tensor& save_invstd,
-    Activation activation,
-    std::array<bool, 2> output_mask) {
+BackwardTensors backward_tensors(const at::Tensor& grad_output,
+                                 const at::Tensor& input,
+                                 const OptionalTensor& weight,
+                                 const OptionalTensor& bias,
+                                 const OptionalTensor& output,
+                                 const OptionalTensor& residual,
+                                 const at::Tensor& save_mean,
+                                 const at::Tensor& save_mean_lo,
+                                 const at::Tensor& save_invstd,
+                                 Activation activation,
+                                 std::array<bool, 2> output_mask) {
   const DenseFormat format = dense_format(input);
   BackwardTensors t;
   t.grad_output = to_dense(grad_output, format);
@@ -209,9 +217,9 @@ BackwardTensors backward_tensors(
   t.save_mean_lo = save_mean_lo.contiguous();
   t.save_invstd = save_invstd.contiguous();
   t.activation = activation;
-  t.derivative = is_given(output) ? Derivative::kFromOutput
-      : is_given(residual)        ? Derivative::kFromResidual
-                                  : Derivative::kFromInput;
+  t.derivative = is_given(output)     ? Derivative::kFromOutput
+                 : is_given(residual) ? Derivative::kFromResidual
+                                      : Derivative::kFromInput;
   t.grad_input = output_mask[0] ? empty_dense(input, format) : at::Tensor();
   t.grad_residual = output_mask[1] ? empty_dense(input, format) : at::Tensor();
   return t;
@@ -224,22 +232,20 @@ at::Tensor or_empty(const at::Tensor& grad, const at::Tensor& input) {
 
 }  // namespace
 
-Tensor4 batch_norm_backward_cpu(
-    const at::Tensor& grad_output,
-    const at::Tensor& input,
-    const OptionalTensor& weight,
-    const OptionalTensor& bias,
-    const OptionalTensor& output,
-    const OptionalTensor& residual,
-    const at::Tensor& save_mean,
-    const at::Tensor& save_mean_lo,
-    const at::Tensor& save_invstd,
-    bool training,
-    OptionalString activation,
-    std::array<bool, 2> output_mask) {
-  const BatchNormCall call =
-      check_backward(grad_output, input, weight, bias, output, residual, save_mean, save_mean_lo,
-                     save_invstd, activation);
+Tensor4 batch_norm_backward_cpu(const at::Tensor& grad_output,
+                                const at::Tensor& input,
+                                const OptionalTensor& weight,
+                                const OptionalTensor& bias,
+                                const OptionalTensor& output,
+                                const OptionalTensor& residual,
+                                const at::Tensor& save_mean,
+                                const at::Tensor& save_mean_lo,
+                                const at::Tensor& save_invstd,
+                                bool training,
+                                OptionalString activation,
+                                std::array<bool, 2> output_mask) {
+  const BatchNormCall call = check_backward(grad_output, input, weight, bias, output, residual,
+                                            save_mean, save_mean_lo, save_invstd, activation);
   const BackwardTensors tensors =
       backward_tensors(grad_output, input, weight, bias, output, residual, save_mean, save_mean_lo,
                        save_invstd, call.activation, output_mask);
@@ -266,20 +272,18 @@ Tensor4 batch_norm_backward_cpu(
           or_empty(tensors.grad_residual, input)};
 }
 
-Tensor2 batch_norm_grad_reduce_cpu(
-    const at::Tensor& grad_output,
-    const at::Tensor& input,
-    const OptionalTensor& weight,
-    const OptionalTensor& bias,
-    const OptionalTensor& output,
-    const OptionalTensor& residual,
-    const at::Tensor& save_mean,
-    const at::Tensor& save_mean_lo,
-    const at::Tensor& save_invstd,
-    OptionalString activation) {
-  const BatchNormCall call =
-      check_backward(grad_output, input, weight, bias, output, residual, save_mean, save_mean_lo,
-                     save_invstd, activation);
+Tensor2 batch_norm_grad_reduce_cpu(const at::Tensor& grad_output,
+                                   const at::Tensor& input,
+                                   const OptionalTensor& weight,
+                                   const OptionalTensor& bias,
+                                   const OptionalTensor& output,
+                                   const OptionalTensor& residual,
+                                   const at::Tensor& save_mean,
+                                   const at::Tensor& save_mean_lo,
+                                   const at::Tensor& save_invstd,
+                                   OptionalString activation) {
+  const BatchNormCall call = check_backward(grad_output, input, weight, bias, output, residual,
+                                            save_mean, save_mean_lo, save_invstd, activation);
   const at::Tensor sum_dy = at::zeros(save_mean.sizes(), input.options().dtype(at::kDouble));
   const at::Tensor sum_dy_xmu = at::zeros_like(sum_dy);
   if (input.numel() != 0) {
@@ -287,35 +291,33 @@ Tensor2 batch_norm_grad_reduce_cpu(
         backward_tensors(grad_output, input, weight, bias, output, residual, save_mean,
                          save_mean_lo, save_invstd, call.activation, {false, false});
     const Schedule schedule(layout_of(input, dense_format(input)), call.num_ghosts.expect_int());
-    const SumsPointers sums{
-        sum_dy.mutable_data_ptr<double>(), sum_dy_xmu.mutable_data_ptr<double>(), nullptr};
+    const SumsPointers sums{sum_dy.mutable_data_ptr<double>(),
+                            sum_dy_xmu.mutable_data_ptr<double>(), nullptr};
     dispatch_dtype(input.scalar_type(), [&](auto tag) {
-      BackwardSteps<decltype(tag)> steps(
-          schedule, tensors, Statistics::kBatch, sums, /*sums_given=*/false);
+      BackwardSteps<decltype(tag)> steps(schedule, tensors, Statistics::kBatch, sums,
+                                         /*sums_given=*/false);
       run_steps(schedule, {/*reduce=*/true, /*apply=*/false}, steps);
     });
   }
   return {sum_dy, sum_dy_xmu};
 }
 
-Tensor2 batch_norm_grad_apply_cpu(
-    const at::Tensor& grad_output,
-    const at::Tensor& input,
-    const OptionalTensor& weight,
-    const OptionalTensor& bias,
-    const OptionalTensor& output,
-    const OptionalTensor& residual,
-    const at::Tensor& save_mean,
-    const at::Tensor& save_mean_lo,
-    const at::Tensor& save_invstd,
-    const OptionalTensor& count,
-    const OptionalTensor& sum_dy,
-    const OptionalTensor& sum_dy_xmu,
-    OptionalString activation,
-    std::array<bool, 2> output_mask) {
-  const BatchNormCall call =
-      check_backward(grad_output, input, weight, bias, output, residual, save_mean, save_mean_lo,
-                     save_invstd, activation);
+Tensor2 batch_norm_grad_apply_cpu(const at::Tensor& grad_output,
+                                  const at::Tensor& input,
+                                  const OptionalTensor& weight,
+                                  const OptionalTensor& bias,
+                                  const OptionalTensor& output,
+                                  const OptionalTensor& residual,
+                                  const at::Tensor& save_mean,
+                                  const at::Tensor& save_mean_lo,
+                                  const at::Tensor& save_invstd,
+                                  const OptionalTensor& count,
+                                  const OptionalTensor& sum_dy,
+                                  const OptionalTensor& sum_dy_xmu,
+                                  OptionalString activation,
+                                  std::array<bool, 2> output_mask) {
+  const BatchNormCall call = check_backward(grad_output, input, weight, bias, output, residual,
+                                            save_mean, save_mean_lo, save_invstd, activation);
   check_grad_sums(input, call.num_ghosts, count, sum_dy, sum_dy_xmu);
   const BackwardTensors tensors =
       backward_tensors(grad_output, input, weight, bias, output, residual, save_mean, save_mean_lo,

@@ -125,8 +125,11 @@ class ForwardSteps {
     const acc_t* mean;
   };
 
-  ForwardSteps(const Schedule& schedule, const ForwardTensors& tensors,
-               const SavedStats<acc_t>& saved, double eps, bool given_stats)
+  ForwardSteps(const Schedule& schedule,
+               const ForwardTensors& tensors,
+               const SavedStats<acc_t>& saved,
+               double eps,
+               bool given_stats)
       : schedule_(schedule),
         reduce_(schedule, tensors.input),
         input_(tensors.input.const_data_ptr<scalar_t>()),
@@ -206,16 +209,20 @@ at::Tensor empty_stats(const at::Tensor& input, std::int64_t num_ghosts) {
 }
 
 template <typename acc_t>
-SavedStats<acc_t> saved_stats(
-    const at::Tensor& mean, const at::Tensor& mean_lo, const at::Tensor& invstd) {
+SavedStats<acc_t> saved_stats(const at::Tensor& mean,
+                              const at::Tensor& mean_lo,
+                              const at::Tensor& invstd) {
   return {mean.mutable_data_ptr<acc_t>(), mean_lo.mutable_data_ptr<acc_t>(),
           invstd.mutable_data_ptr<acc_t>()};
 }
 
 // Eval: the statistics are the running ones.
 template <typename acc_t>
-void save_running_stats(const OptionalTensor& running_mean, const OptionalTensor& running_var,
-                        double eps, std::int64_t n_channel, const SavedStats<acc_t>& saved) {
+void save_running_stats(const OptionalTensor& running_mean,
+                        const OptionalTensor& running_var,
+                        double eps,
+                        std::int64_t n_channel,
+                        const SavedStats<acc_t>& saved) {
   const ChannelValues<acc_t> mean(running_mean), var(running_var);
   for (std::int64_t c = 0; c < n_channel; ++c) {
     saved.set(c, {mean.get(c, 0), acc_t(0), inverse_std<acc_t>(var.get(c, 1), eps)});
@@ -224,27 +231,27 @@ void save_running_stats(const OptionalTensor& running_mean, const OptionalTensor
 
 }  // namespace
 
-Tensor4 batch_norm_cpu(
-    const at::Tensor& input,
-    const OptionalTensor& weight,
-    const OptionalTensor& bias,
-    const OptionalTensor& running_mean,
-    const OptionalTensor& running_var,
-    const OptionalTensor& num_batches_tracked,
-    const OptionalTensor& residual,
-    bool training,
-    std::optional<double> momentum,
-    double eps,
-    OptionalString activation,
-    std::optional<std::int64_t> ghost_batch_size) {
+Tensor4 batch_norm_cpu(const at::Tensor& input,
+                       const OptionalTensor& weight,
+                       const OptionalTensor& bias,
+                       const OptionalTensor& running_mean,
+                       const OptionalTensor& running_var,
+                       const OptionalTensor& num_batches_tracked,
+                       const OptionalTensor& residual,
+                       bool training,
+                       std::optional<double> momentum,
+                       double eps,
+                       OptionalString activation,
+                       std::optional<std::int64_t> ghost_batch_size) {
   const BatchNormCall call = check_batch_norm(
       input, weight, bias, running_mean, running_var, num_batches_tracked, residual, training,
       momentum, eps, activation,
       ghost_batch_size.has_value() ? std::optional<c10::SymInt>(*ghost_batch_size) : std::nullopt);
   const std::int64_t num_ghosts = call.num_ghosts.expect_int();
   const DenseFormat format = dense_format(input);
-  ForwardTensors tensors{to_dense(input, format), to_dense(residual, format),
-                         empty_dense(input, format), weight, bias, call.activation};
+  ForwardTensors tensors{
+      to_dense(input, format), to_dense(residual, format), empty_dense(input, format), weight, bias,
+      call.activation};
   const at::Tensor save_mean = empty_stats(input, num_ghosts);
   const at::Tensor save_mean_lo = empty_stats(input, num_ghosts);
   const at::Tensor save_invstd = empty_stats(input, num_ghosts);
@@ -277,20 +284,20 @@ Tensor4 batch_norm_cpu(
   return {tensors.output, save_mean, save_mean_lo, save_invstd};
 }
 
-at::Tensor batch_norm_apply_cpu(
-    const at::Tensor& input,
-    const OptionalTensor& weight,
-    const OptionalTensor& bias,
-    const OptionalTensor& residual,
-    const at::Tensor& save_mean,
-    const at::Tensor& save_mean_lo,
-    const at::Tensor& save_invstd,
-    OptionalString activation) {
+at::Tensor batch_norm_apply_cpu(const at::Tensor& input,
+                                const OptionalTensor& weight,
+                                const OptionalTensor& bias,
+                                const OptionalTensor& residual,
+                                const at::Tensor& save_mean,
+                                const at::Tensor& save_mean_lo,
+                                const at::Tensor& save_invstd,
+                                OptionalString activation) {
   const BatchNormCall call =
       check_apply(input, weight, bias, residual, save_mean, save_mean_lo, save_invstd, activation);
   const DenseFormat format = dense_format(input);
-  ForwardTensors tensors{to_dense(input, format), to_dense(residual, format),
-                         empty_dense(input, format), weight, bias, call.activation};
+  ForwardTensors tensors{
+      to_dense(input, format), to_dense(residual, format), empty_dense(input, format), weight, bias,
+      call.activation};
   if (input.numel() == 0) {
     return tensors.output;
   }
@@ -307,8 +314,8 @@ at::Tensor batch_norm_apply_cpu(
   return tensors.output;
 }
 
-Tensor3 batch_norm_reduce_cpu(
-    const at::Tensor& input, std::optional<std::int64_t> ghost_batch_size) {
+Tensor3 batch_norm_reduce_cpu(const at::Tensor& input,
+                              std::optional<std::int64_t> ghost_batch_size) {
   check_input(input);
   const std::int64_t num_ghosts =
       check_num_ghosts(input, ghost_batch_size.has_value()

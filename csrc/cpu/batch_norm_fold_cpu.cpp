@@ -1,4 +1,5 @@
-// The middle step on the CPU: triples of ghosts or of processes to statistics. All of it is C-sized.
+// The middle step on the CPU: triples of ghosts or of processes to statistics. All of it is
+// C-sized.
 #include <ATen/ops/empty_like.h>
 
 #include <vector>
@@ -55,7 +56,9 @@ class Moments {
 
 }  // namespace
 
-Tensor3 batch_norm_merge_cpu(const at::Tensor& count, const at::Tensor& mean, const at::Tensor& m2) {
+Tensor3 batch_norm_merge_cpu(const at::Tensor& count,
+                             const at::Tensor& mean,
+                             const at::Tensor& m2) {
   check_moments(count, mean, m2);
   const Moments moments(count, mean, m2);
   const at::Tensor merged_count = at::empty({1}, count.options());
@@ -70,16 +73,15 @@ Tensor3 batch_norm_merge_cpu(const at::Tensor& count, const at::Tensor& mean, co
   return {merged_count, merged_mean, merged_m2};
 }
 
-Tensor3 batch_norm_fold_cpu(
-    const at::Tensor& count,
-    const at::Tensor& mean,
-    const at::Tensor& m2,
-    const OptionalTensor& running_mean,
-    const OptionalTensor& running_var,
-    const OptionalTensor& num_batches_tracked,
-    std::optional<double> momentum,
-    double eps,
-    at::ScalarType dtype) {
+Tensor3 batch_norm_fold_cpu(const at::Tensor& count,
+                            const at::Tensor& mean,
+                            const at::Tensor& m2,
+                            const OptionalTensor& running_mean,
+                            const OptionalTensor& running_var,
+                            const OptionalTensor& num_batches_tracked,
+                            std::optional<double> momentum,
+                            double eps,
+                            at::ScalarType dtype) {
   check_fold(count, mean, m2, running_mean, running_var, num_batches_tracked, momentum, eps, dtype);
   const Moments moments(count, mean, m2);
   TORCH_CHECK_VALUE(moments.total_count() != 1,
@@ -93,8 +95,8 @@ Tensor3 batch_norm_fold_cpu(
     for (std::int64_t i = 0; i < moments.size(); ++i) {
       for (std::int64_t c = 0; c < moments.n_channel(); ++c) {
         const Welford<double> welford = moments.get(i, c);
-        const ChannelStats<acc_t> stats = welford.count == 0 ? ChannelStats<acc_t>{0, 0, 0}
-                                                             : channel_stats<acc_t>(welford, eps);
+        const ChannelStats<acc_t> stats =
+            welford.count == 0 ? ChannelStats<acc_t>{0, 0, 0} : channel_stats<acc_t>(welford, eps);
         const std::int64_t at = i * moments.n_channel() + c;
         save_mean.mutable_data_ptr<acc_t>()[at] = stats.mean;
         save_mean_lo.mutable_data_ptr<acc_t>()[at] = stats.mean_lo;

@@ -133,9 +133,7 @@ struct Math<CPU_CAPABILITY::Pack<scalar_t>> {
   using T = CPU_CAPABILITY::Pack<scalar_t>;
   using Vec = typename T::Vec;
 
-  BNEXT_INLINE static T constant(double value) {
-    return T(static_cast<typename T::acc_t>(value));
-  }
+  BNEXT_INLINE static T constant(double value) { return T(static_cast<typename T::acc_t>(value)); }
   BNEXT_INLINE static T fmadd(T a, const T& b, const T& c) {
     for (int i = 0; i < T::kVecs; ++i) {
       a.v[i] = at::vec::fmadd(a.v[i], b.v[i], c.v[i]);

@@ -48,8 +48,8 @@ class Schedule {
     // Few, large planes are cut as well.
     const std::int64_t uncut = wanted / (line_cuts_ * channel_cuts_);
     plane_cuts_ = channel_cuts_ == layout.n_channel && inner_ >= kGrainElements
-        ? std::clamp<std::int64_t>(uncut, 1, inner_ / kGrainElements)
-        : 1;
+                      ? std::clamp<std::int64_t>(uncut, 1, inner_ / kGrainElements)
+                      : 1;
   }
 
   std::int64_t num_ghosts() const { return num_ghosts_; }
@@ -68,12 +68,12 @@ class Schedule {
     const Range channels = split_range(layout_.n_channel, channel_cuts_, channel_cut);
     const Range plane = split_range(inner_, plane_cuts_, partial % plane_cuts_);
     const Range ghost_samples = samples(ghost);
-    const Range lines = split_range(
-        ghost_samples.size() * lines_per_sample_, line_cuts_, partial / plane_cuts_);
+    const Range lines =
+        split_range(ghost_samples.size() * lines_per_sample_, line_cuts_, partial / plane_cuts_);
     Piece piece;
     piece.slab = {lines.size(), channels.size() * plane.size(), line_length(), plane.size()};
     piece.offset = (ghost_samples.begin * lines_per_sample_ + lines.begin) * line_length() +
-        channels.begin * inner_ + plane.begin;
+                   channels.begin * inner_ + plane.begin;
     piece.channel = channels.begin;
     piece.partial = partial;
     return piece;
@@ -83,15 +83,15 @@ class Schedule {
   // of them run in parallel. Otherwise each step runs in parallel over the pieces of all ghosts.
   bool ghost_by_ghost() const {
     return ghost_elements_ <= kGrainElements ||
-        (ghost_elements_ <= kCacheElements && num_ghosts_ >= 8);
+           (ghost_elements_ <= kCacheElements && num_ghosts_ >= 8);
   }
   std::int64_t num_groups() const {
     return ghost_by_ghost() ? ceil_div(num_ghosts_, ghosts_per_group()) : num_ghosts_;
   }
   std::int64_t ghosts_per_group() const {
-    return ghost_by_ghost()
-        ? std::max<std::int64_t>(1, kGrainElements / std::max<std::int64_t>(1, ghost_elements_))
-        : 1;
+    return ghost_by_ghost() ? std::max<std::int64_t>(
+                                  1, kGrainElements / std::max<std::int64_t>(1, ghost_elements_))
+                            : 1;
   }
 
  private:

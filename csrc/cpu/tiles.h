@@ -17,7 +17,7 @@ constexpr std::int64_t kTileColumns = 512;
 constexpr std::int64_t kShortRun = 64;
 
 struct Tile {
-  std::int64_t offset;   // of its first element in the slab
+  std::int64_t offset;  // of its first element in the slab
   std::int64_t lines;
   std::int64_t columns;  // <= kTileColumns
   std::int64_t stride;
@@ -31,12 +31,8 @@ void for_each_tile(const Slab& slab, F&& f) {
   if (slab.inner <= kShortRun) {
     const std::int64_t columns = kTileColumns / slab.inner * slab.inner;
     for (std::int64_t begin = 0; begin < slab.length; begin += columns) {
-      f(Tile{begin,
-             slab.lines,
-             std::min(columns, slab.length - begin),
-             slab.stride,
-             begin / slab.inner,
-             slab.inner});
+      f(Tile{begin, slab.lines, std::min(columns, slab.length - begin), slab.stride,
+             begin / slab.inner, slab.inner});
     }
     return;
   }
@@ -57,10 +53,10 @@ void for_each_tile(const Slab& slab, F&& f) {
 }
 
 // Calls f(line, lines, column, slot, lanes) for packs that cover the lines [begin, end) of a tile,
-// up to `group` lines of one column at a time, so that what belongs to the column is loaded once for
-// all of them. The last pack of a line overlaps the one before it (its columns are then computed
-// twice, alike), so that only lines shorter than a pack have fewer lanes than a full one. slot is the
-// pack's place in an array of accumulators.
+// up to `group` lines of one column at a time, so that what belongs to the column is loaded once
+// for all of them. The last pack of a line overlaps the one before it (its columns are then
+// computed twice, alike), so that only lines shorter than a pack have fewer lanes than a full one.
+// slot is the pack's place in an array of accumulators.
 template <typename scalar_t, typename F>
 BNEXT_INLINE void for_each_pack(
     const Tile& tile, std::int64_t begin, std::int64_t end, std::int64_t group, F&& f) {

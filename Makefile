@@ -1,0 +1,48 @@
+# Two commands on a fresh machine with Python (>= 3.10) and g++: `make demo` and `make test`.
+# Every target does its own set-up in .venv.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.14.1
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
+
+# Threads that spin while they wait take the cores from those that work.
+export OMP_WAIT_POLICY ?= passive
+
+.PHONY: demo test lint format accuracy clean
+
+demo: $(VENV)/built
+	$(BIN)/python -m bnext demo --output demo.png
+
+test: $(VENV)/built
+	$(BIN)/python -m pytest
+
+# The table of README.md: running_var and outputs of bnext and PyTorch against float64.
+accuracy: $(VENV)/built
+	$(BIN)/python -m benchmarks.accuracy --readme README.md
+
+lint: $(VENV)/built
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h')
+	$(BIN)/mypy
+
+format: $(VENV)/built
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h')
+
+# The extras first: they change less often than the sources, and bring what the build needs.
+$(VENV)/requirements: pyproject.toml tools/extras.py
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q "$(TORCH)" $$($(BIN)/python tools/extras.py build test cli demo dev)
+	touch $@
+
+$(VENV)/built: $(VENV)/requirements $(SOURCES)
+	$(PIP) install -q --no-build-isolation --no-deps -e .
+	touch $@
+
+clean:
+	rm -rf $(VENV) build bnext/*.so bnext/_build_info.py
