@@ -10,12 +10,14 @@ ROOT = Path(__file__).parent
 
 # -ffp-contract=off: the kernels say where they want a fused multiply-add, so that forward and
 # backward recompute the same pre-activation. -fopenmp only compiles: at::parallel_for's pool is
-# the one that libtorch_cpu already links.
+# the one that libtorch_cpu already links. max-inline-insns-single: g++ would call at::vec's
+# half-precision conversions as functions, through memory.
 CXX_FLAGS = [
     "-O3",
     "-g0",
     "-fopenmp",
     "-ffp-contract=off",
+    "--param=max-inline-insns-single=5000",
     "-fvisibility=hidden",
     "-Wall",
     "-Wno-unknown-pragmas",

@@ -1,8 +1,6 @@
 #include "checks.h"
 
 #include <ATen/MemoryOverlap.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_strided.h>
 
 namespace bnext {
 namespace {
@@ -12,41 +10,50 @@ bool is_floating(at::ScalarType type) {
 }
 
 void check_device(at::Device device, const at::Tensor& other, const char* name) {
-  TORCH_CHECK(other.device() == device, name, " must be on device ", device,
-              " like the other arguments, but its device is ", other.device());
+  TORCH_CHECK(
+      other.device() == device, name, " must be on device ", device,
+      " like the other arguments, but its device is ", other.device());
 }
 
 void check_strided(const at::Tensor& tensor, const char* name) {
   TORCH_CHECK(tensor.defined(), name, " must be a defined tensor");
-  TORCH_CHECK(tensor.layout() == at::kStrided, name,
-              " must be a dense (strided) tensor, got layout ", tensor.layout());
+  TORCH_CHECK(
+      tensor.layout() == at::kStrided, name, " must be a dense (strided) tensor, got layout ",
+      tensor.layout());
 }
 
-void check_matrix(const at::Tensor& tensor,
-                  const char* name,
-                  const c10::SymInt& rows,
-                  const c10::SymInt& columns,
-                  at::ScalarType dtype) {
+void check_matrix(
+    const at::Tensor& tensor,
+    const char* name,
+    const c10::SymInt& rows,
+    const c10::SymInt& columns,
+    at::ScalarType dtype) {
   check_strided(tensor, name);
-  TORCH_CHECK(tensor.scalar_type() == dtype, name, " must have dtype ", dtype, ", got dtype ",
-              tensor.scalar_type());
-  TORCH_CHECK(tensor.dim() == 2 && tensor.sym_size(0) == rows && tensor.sym_size(1) == columns,
-              name, " must have shape [", rows, ", ", columns, "], got shape ", tensor.sym_sizes());
+  TORCH_CHECK(
+      tensor.scalar_type() == dtype, name, " must have dtype ", dtype, ", got dtype ",
+      tensor.scalar_type());
+  TORCH_CHECK(
+      tensor.dim() == 2 && tensor.sym_size(0) == rows && tensor.sym_size(1) == columns, name,
+      " must have shape [", rows, ", ", columns, "], got shape ", tensor.sym_sizes());
 }
 
 void check_count(const at::Tensor& count, const c10::SymInt& size) {
   check_strided(count, "count");
-  TORCH_CHECK(count.scalar_type() == at::kLong, "count must have dtype Long, got dtype ",
-              count.scalar_type());
-  TORCH_CHECK(count.dim() == 1 && count.sym_size(0) == size, "count must have shape [", size,
-              "], got shape ", count.sym_sizes());
+  TORCH_CHECK(
+      count.scalar_type() == at::kLong, "count must have dtype Long, got dtype ",
+      count.scalar_type());
+  TORCH_CHECK(
+      count.dim() == 1 && count.sym_size(0) == size, "count must have shape [", size,
+      "], got shape ", count.sym_sizes());
 }
 
 void check_writable(const at::Tensor& tensor, const char* name) {
-  TORCH_CHECK(!tensor.requires_grad(), name,
-              " must not require grad: it is updated in place and never differentiated");
-  TORCH_CHECK(at::has_internal_overlap(tensor) != at::MemOverlap::Yes, name,
-              " must not be an expanded tensor: several of its elements share one memory location");
+  TORCH_CHECK(
+      !tensor.requires_grad(), name,
+      " must not require grad: it is updated in place and never differentiated");
+  TORCH_CHECK(
+      at::has_internal_overlap(tensor) != at::MemOverlap::Yes, name,
+      " must not be an expanded tensor: several of its elements share one memory location");
 }
 
 Activation parse_activation(OptionalString activation) {
@@ -62,8 +69,9 @@ Activation parse_activation(OptionalString activation) {
   if (*activation == "silu") {
     return Activation::kSilu;
   }
-  TORCH_CHECK_VALUE(false, "activation must be one of None, 'relu', 'leaky_relu', 'silu', got '",
-                    *activation, "'");
+  TORCH_CHECK_VALUE(
+      false, "activation must be one of None, 'relu', 'leaky_relu', 'silu', got '", *activation,
+      "'");
 }
 
 // A symbolic size is taken to be large enough, without a guard on it: the kernel checks the real
@@ -92,28 +100,33 @@ void check_training_size(const at::Tensor& input, const c10::SymInt& num_ghosts)
 
 void check_like_input(const at::Tensor& input, const at::Tensor& other, const char* name) {
   check_strided(other, name);
-  TORCH_CHECK(other.scalar_type() == input.scalar_type(), name, " must have input's dtype ",
-              input.scalar_type(), ", got dtype ", other.scalar_type());
+  TORCH_CHECK(
+      other.scalar_type() == input.scalar_type(), name, " must have input's dtype ",
+      input.scalar_type(), ", got dtype ", other.scalar_type());
   check_device(input.device(), other, name);
   bool same = other.dim() == input.dim();
   for (int64_t i = 0; same && i < input.dim(); ++i) {
     same = other.sym_size(i) == input.sym_size(i);
   }
-  TORCH_CHECK(same, name, " must have input's shape ", input.sym_sizes(), ", got shape ",
-              other.sym_sizes());
+  TORCH_CHECK(
+      same, name, " must have input's shape ", input.sym_sizes(), ", got shape ",
+      other.sym_sizes());
 }
 
-c10::SymInt check_saved_stats(const at::Tensor& input,
-                              const at::Tensor& save_mean,
-                              const at::Tensor& save_mean_lo,
-                              const at::Tensor& save_invstd) {
+c10::SymInt check_saved_stats(
+    const at::Tensor& input,
+    const at::Tensor& save_mean,
+    const at::Tensor& save_mean_lo,
+    const at::Tensor& save_invstd) {
   check_strided(save_mean, "save_mean");
-  TORCH_CHECK(save_mean.dim() == 2, "save_mean must have shape [num_ghosts, C], got shape ",
-              save_mean.sym_sizes());
+  TORCH_CHECK(
+      save_mean.dim() == 2, "save_mean must have shape [num_ghosts, C], got shape ",
+      save_mean.sym_sizes());
   const c10::SymInt num_ghosts = save_mean.sym_size(0);
-  TORCH_CHECK(num_ghosts >= 1 && (num_ghosts == 1 || num_ghosts <= input.sym_size(0)),
-              "save_mean must have between 1 and N = ", input.sym_size(0), " ghosts, got shape ",
-              save_mean.sym_sizes());
+  TORCH_CHECK(
+      num_ghosts >= 1 && (num_ghosts == 1 || num_ghosts <= input.sym_size(0)),
+      "save_mean must have between 1 and N = ", input.sym_size(0), " ghosts, got shape ",
+      save_mean.sym_sizes());
   const at::ScalarType dtype = acc_type(input.scalar_type());
   const c10::SymInt n_channel = input.sym_size(1);
   check_matrix(save_mean, "save_mean", num_ghosts, n_channel, dtype);
@@ -125,15 +138,18 @@ c10::SymInt check_saved_stats(const at::Tensor& input,
   return num_ghosts;
 }
 
-void check_derivative_source(const at::Tensor& input,
-                             Activation activation,
-                             const OptionalTensor& output,
-                             const OptionalTensor& residual) {
-  TORCH_CHECK(!(is_given(output) && is_given(residual)),
-              "output and residual must not both be given: the activation's derivative is taken "
-              "from one of them");
-  TORCH_CHECK(!(is_given(output) && activation == Activation::kSilu),
-              "output does not determine the derivative of activation 'silu': pass residual");
+void check_derivative_source(
+    const at::Tensor& input,
+    Activation activation,
+    const OptionalTensor& output,
+    const OptionalTensor& residual) {
+  TORCH_CHECK(
+      !(is_given(output) && is_given(residual)),
+      "output and residual must not both be given: the activation's derivative is taken "
+      "from one of them");
+  TORCH_CHECK(
+      !(is_given(output) && activation == Activation::kSilu),
+      "output does not determine the derivative of activation 'silu': pass residual");
   TORCH_CHECK(
       !(is_given(residual) && activation != Activation::kSilu && activation != Activation::kNone),
       "residual is not needed for the derivative of this activation: pass output, whose "
@@ -150,61 +166,68 @@ void check_eps(double eps, bool training) {
   TORCH_CHECK_VALUE(eps >= 0, "batch_norm eps must be non-negative, but got ", eps);
 }
 
-void check_channel_vector(const OptionalTensor& vector,
-                          const char* name,
-                          const c10::SymInt& n_channel,
-                          at::ScalarType dtype,
-                          at::Device device) {
+void check_channel_vector(
+    const OptionalTensor& vector,
+    const char* name,
+    const c10::SymInt& n_channel,
+    at::ScalarType dtype,
+    at::Device device) {
   if (!is_given(vector)) {
     return;
   }
   check_strided(*vector, name);
   const at::ScalarType given = vector->scalar_type();
-  TORCH_CHECK(given == dtype || given == acc_type(dtype), name, " must have input's dtype ", dtype,
-              " or dtype ", acc_type(dtype), ", got dtype ", given);
+  TORCH_CHECK(
+      given == dtype || given == acc_type(dtype), name, " must have input's dtype ", dtype,
+      " or dtype ", acc_type(dtype), ", got dtype ", given);
   check_device(device, *vector, name);
-  TORCH_CHECK(vector->dim() == 1 && vector->sym_size(0) == n_channel, name, " must have shape [",
-              n_channel, "], one element per channel, got shape ", vector->sym_sizes());
+  TORCH_CHECK(
+      vector->dim() == 1 && vector->sym_size(0) == n_channel, name, " must have shape [", n_channel,
+      "], one element per channel, got shape ", vector->sym_sizes());
 }
 
 // Both or none of running_mean and running_var; writable, since they are updated in place.
-void check_running_stats(const OptionalTensor& running_mean,
-                         const OptionalTensor& running_var,
-                         const OptionalTensor& num_batches_tracked,
-                         std::optional<double> momentum,
-                         bool updates,
-                         const c10::SymInt& n_channel,
-                         at::ScalarType dtype,
-                         at::Device device) {
+void check_running_stats(
+    const OptionalTensor& running_mean,
+    const OptionalTensor& running_var,
+    const OptionalTensor& num_batches_tracked,
+    std::optional<double> momentum,
+    bool updates,
+    const c10::SymInt& n_channel,
+    at::ScalarType dtype,
+    at::Device device) {
   if (is_given(num_batches_tracked)) {
     const at::Tensor& counter = *num_batches_tracked;
     check_strided(counter, "num_batches_tracked");
-    TORCH_CHECK(counter.scalar_type() == at::kLong && counter.dim() == 0,
-                "num_batches_tracked must be a scalar tensor of dtype Long, got dtype ",
-                counter.scalar_type(), " and shape ", counter.sym_sizes());
+    TORCH_CHECK(
+        counter.scalar_type() == at::kLong && counter.dim() == 0,
+        "num_batches_tracked must be a scalar tensor of dtype Long, got dtype ",
+        counter.scalar_type(), " and shape ", counter.sym_sizes());
     check_device(device, counter, "num_batches_tracked");
   }
-  TORCH_CHECK(is_given(running_mean) == is_given(running_var),
-              "running_mean and running_var must both be given or both be None, got only ",
-              is_given(running_mean) ? "running_mean" : "running_var");
+  TORCH_CHECK(
+      is_given(running_mean) == is_given(running_var),
+      "running_mean and running_var must both be given or both be None, got only ",
+      is_given(running_mean) ? "running_mean" : "running_var");
   if (!is_given(running_mean)) {
     return;
   }
   check_channel_vector(running_mean, "running_mean", n_channel, dtype, device);
   check_channel_vector(running_var, "running_var", n_channel, dtype, device);
-  TORCH_CHECK(running_mean->scalar_type() == running_var->scalar_type(),
-              "running_var must have running_mean's dtype ", running_mean->scalar_type(),
-              ", got dtype ", running_var->scalar_type());
+  TORCH_CHECK(
+      running_mean->scalar_type() == running_var->scalar_type(),
+      "running_var must have running_mean's dtype ", running_mean->scalar_type(), ", got dtype ",
+      running_var->scalar_type());
   check_writable(*running_mean, "running_mean");
   check_writable(*running_var, "running_var");
-  TORCH_CHECK_VALUE(!updates || momentum.has_value() || is_given(num_batches_tracked),
-                    "momentum must be a number, got None: a cumulative average needs "
-                    "num_batches_tracked");
+  TORCH_CHECK_VALUE(
+      !updates || momentum.has_value() || is_given(num_batches_tracked),
+      "momentum must be a number, got None: a cumulative average needs "
+      "num_batches_tracked");
 }
 
-void check_affine(const at::Tensor& input,
-                  const OptionalTensor& weight,
-                  const OptionalTensor& bias) {
+void check_affine(
+    const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias) {
   const c10::SymInt n_channel = input.sym_size(1);
   check_channel_vector(weight, "weight", n_channel, input.scalar_type(), input.device());
   check_channel_vector(bias, "bias", n_channel, input.scalar_type(), input.device());
@@ -214,66 +237,73 @@ void check_affine(const at::Tensor& input,
 
 void check_input(const at::Tensor& input) {
   check_strided(input, "input");
-  TORCH_CHECK(is_floating(input.scalar_type()),
-              "input must have dtype float64, float32, float16 or bfloat16, got dtype ",
-              input.scalar_type());
-  TORCH_CHECK(input.dim() >= 2, "input must have at least 2 dimensions (N, C, ...), got ",
-              input.dim(), "D input");
+  TORCH_CHECK(
+      is_floating(input.scalar_type()),
+      "input must have dtype float64, float32, float16 or bfloat16, got dtype ",
+      input.scalar_type());
+  TORCH_CHECK(
+      input.dim() >= 2, "input must have at least 2 dimensions (N, C, ...), got ", input.dim(),
+      "D input");
 }
 
-c10::SymInt check_num_ghosts(const at::Tensor& input,
-                             const std::optional<c10::SymInt>& ghost_batch_size) {
+c10::SymInt check_num_ghosts(
+    const at::Tensor& input, const std::optional<c10::SymInt>& ghost_batch_size) {
   if (!ghost_batch_size.has_value()) {
     return 1;
   }
-  TORCH_CHECK_VALUE(*ghost_batch_size > 0,
-                    "ghost_batch_size must be a positive integer or None, got ", *ghost_batch_size);
+  TORCH_CHECK_VALUE(
+      *ghost_batch_size > 0, "ghost_batch_size must be a positive integer or None, got ",
+      *ghost_batch_size);
   // ceil(N / size), 1 for N = 0, without a branch on N: it may be symbolic.
   return (input.sym_size(0).max(1) - 1) / *ghost_batch_size + 1;
 }
 
-BatchNormCall check_batch_norm(const at::Tensor& input,
-                               const OptionalTensor& weight,
-                               const OptionalTensor& bias,
-                               const OptionalTensor& running_mean,
-                               const OptionalTensor& running_var,
-                               const OptionalTensor& num_batches_tracked,
-                               const OptionalTensor& residual,
-                               bool training,
-                               std::optional<double> momentum,
-                               double eps,
-                               OptionalString activation,
-                               const std::optional<c10::SymInt>& ghost_batch_size) {
+BatchNormCall check_batch_norm(
+    const at::Tensor& input,
+    const OptionalTensor& weight,
+    const OptionalTensor& bias,
+    const OptionalTensor& running_mean,
+    const OptionalTensor& running_var,
+    const OptionalTensor& num_batches_tracked,
+    const OptionalTensor& residual,
+    bool training,
+    std::optional<double> momentum,
+    double eps,
+    OptionalString activation,
+    const std::optional<c10::SymInt>& ghost_batch_size) {
   check_input(input);
   BatchNormCall call{parse_activation(activation), check_num_ghosts(input, ghost_batch_size)};
   check_eps(eps, training);
   check_affine(input, weight, bias);
-  check_running_stats(running_mean, running_var, num_batches_tracked, momentum, training,
-                      input.sym_size(1), input.scalar_type(), input.device());
+  check_running_stats(
+      running_mean, running_var, num_batches_tracked, momentum, training, input.sym_size(1),
+      input.scalar_type(), input.device());
   if (is_given(residual)) {
     check_like_input(input, *residual, "residual");
   }
   if (training) {
     check_training_size(input, call.num_ghosts);
   } else {
-    TORCH_CHECK(is_given(running_mean),
-                "running_mean and running_var must be given when training is False");
+    TORCH_CHECK(
+        is_given(running_mean),
+        "running_mean and running_var must be given when training is False");
     call.num_ghosts = 1;
   }
   return call;
 }
 
-BatchNormCall check_apply(const at::Tensor& input,
-                          const OptionalTensor& weight,
-                          const OptionalTensor& bias,
-                          const OptionalTensor& residual,
-                          const at::Tensor& save_mean,
-                          const at::Tensor& save_mean_lo,
-                          const at::Tensor& save_invstd,
-                          OptionalString activation) {
+BatchNormCall check_apply(
+    const at::Tensor& input,
+    const OptionalTensor& weight,
+    const OptionalTensor& bias,
+    const OptionalTensor& residual,
+    const at::Tensor& save_mean,
+    const at::Tensor& save_mean_lo,
+    const at::Tensor& save_invstd,
+    OptionalString activation) {
   check_input(input);
-  BatchNormCall call{parse_activation(activation),
-                     check_saved_stats(input, save_mean, save_mean_lo, save_invstd)};
+  BatchNormCall call{
+      parse_activation(activation), check_saved_stats(input, save_mean, save_mean_lo, save_invstd)};
   check_affine(input, weight, bias);
   if (is_given(residual)) {
     check_like_input(input, *residual, "residual");
@@ -281,16 +311,17 @@ BatchNormCall check_apply(const at::Tensor& input,
   return call;
 }
 
-BatchNormCall check_backward(const at::Tensor& grad_output,
-                             const at::Tensor& input,
-                             const OptionalTensor& weight,
-                             const OptionalTensor& bias,
-                             const OptionalTensor& output,
-                             const OptionalTensor& residual,
-                             const at::Tensor& save_mean,
-                             const at::Tensor& save_mean_lo,
-                             const at::Tensor& save_invstd,
-                             OptionalString activation) {
+BatchNormCall check_backward(
+    const at::Tensor& grad_output,
+    const at::Tensor& input,
+    const OptionalTensor& weight,
+    const OptionalTensor& bias,
+    const OptionalTensor& output,
+    const OptionalTensor& residual,
+    const at::Tensor& save_mean,
+    const at::Tensor& save_mean_lo,
+    const at::Tensor& save_invstd,
+    OptionalString activation) {
   BatchNormCall call =
       check_apply(input, weight, bias, residual, save_mean, save_mean_lo, save_invstd, activation);
   check_like_input(input, grad_output, "grad_output");
@@ -300,8 +331,9 @@ BatchNormCall check_backward(const at::Tensor& grad_output,
 
 void check_moments(const at::Tensor& count, const at::Tensor& mean, const at::Tensor& m2) {
   check_strided(mean, "mean");
-  TORCH_CHECK(mean.dim() == 2 && mean.sym_size(0) >= 1, "mean must have shape [K, C], got shape ",
-              mean.sym_sizes());
+  TORCH_CHECK(
+      mean.dim() == 2 && mean.sym_size(0) >= 1, "mean must have shape [K, C], got shape ",
+      mean.sym_sizes());
   check_matrix(mean, "mean", mean.sym_size(0), mean.sym_size(1), at::kDouble);
   check_matrix(m2, "m2", mean.sym_size(0), mean.sym_size(1), at::kDouble);
   check_count(count, mean.sym_size(0));
@@ -309,30 +341,34 @@ void check_moments(const at::Tensor& count, const at::Tensor& mean, const at::Te
   check_device(mean.device(), count, "count");
 }
 
-void check_fold(const at::Tensor& count,
-                const at::Tensor& mean,
-                const at::Tensor& m2,
-                const OptionalTensor& running_mean,
-                const OptionalTensor& running_var,
-                const OptionalTensor& num_batches_tracked,
-                std::optional<double> momentum,
-                double eps,
-                at::ScalarType dtype) {
-  TORCH_CHECK(is_floating(dtype), "dtype must be float64, float32, float16 or bfloat16, got dtype ",
-              dtype);
+void check_fold(
+    const at::Tensor& count,
+    const at::Tensor& mean,
+    const at::Tensor& m2,
+    const OptionalTensor& running_mean,
+    const OptionalTensor& running_var,
+    const OptionalTensor& num_batches_tracked,
+    std::optional<double> momentum,
+    double eps,
+    at::ScalarType dtype) {
+  TORCH_CHECK(
+      is_floating(dtype), "dtype must be float64, float32, float16 or bfloat16, got dtype ", dtype);
   check_moments(count, mean, m2);
   check_eps(eps, /*training=*/true);
-  check_running_stats(running_mean, running_var, num_batches_tracked, momentum, /*updates=*/true,
-                      mean.sym_size(1), dtype, mean.device());
+  check_running_stats(
+      running_mean, running_var, num_batches_tracked, momentum, /*updates=*/true, mean.sym_size(1),
+      dtype, mean.device());
 }
 
-void check_grad_sums(const at::Tensor& input,
-                     const c10::SymInt& num_ghosts,
-                     const OptionalTensor& count,
-                     const OptionalTensor& sum_dy,
-                     const OptionalTensor& sum_dy_xmu) {
-  TORCH_CHECK(is_given(count) == is_given(sum_dy) && is_given(sum_dy) == is_given(sum_dy_xmu),
-              "count, sum_dy and sum_dy_xmu must all be given, or none for frozen statistics");
+void check_grad_sums(
+    const at::Tensor& input,
+    const c10::SymInt& num_ghosts,
+    const OptionalTensor& count,
+    const OptionalTensor& sum_dy,
+    const OptionalTensor& sum_dy_xmu) {
+  TORCH_CHECK(
+      is_given(count) == is_given(sum_dy) && is_given(sum_dy) == is_given(sum_dy_xmu),
+      "count, sum_dy and sum_dy_xmu must all be given, or none for frozen statistics");
   if (!is_given(count)) {
     return;
   }
@@ -342,44 +378,6 @@ void check_grad_sums(const at::Tensor& input,
   check_device(input.device(), *count, "count");
   check_device(input.device(), *sum_dy, "sum_dy");
   check_device(input.device(), *sum_dy_xmu, "sum_dy_xmu");
-}
-
-DenseFormat dense_format(const at::Tensor& input) {
-  if (input.dim() == 3 && !input.is_contiguous()) {
-    const auto sizes = input.sym_sizes();
-    const auto strides = input.sym_strides();
-    if (strides[1] == 1 && strides[2] == sizes[1] && strides[0] == sizes[1] * sizes[2]) {
-      return DenseFormat::kTransposed;
-    }
-  }
-  return input.suggest_memory_format() == at::MemoryFormat::Contiguous ? DenseFormat::kContiguous
-                                                                       : DenseFormat::kChannelsLast;
-}
-
-namespace {
-
-at::MemoryFormat memory_format(const at::Tensor& tensor, DenseFormat format) {
-  if (format == DenseFormat::kContiguous) {
-    return at::MemoryFormat::Contiguous;
-  }
-  return tensor.dim() == 4 ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::ChannelsLast3d;
-}
-
-}  // namespace
-
-at::Tensor to_dense(const at::Tensor& tensor, DenseFormat format) {
-  if (format == DenseFormat::kTransposed) {
-    return tensor.transpose(1, 2).contiguous().transpose(1, 2);
-  }
-  return tensor.contiguous(memory_format(tensor, format));
-}
-
-at::Tensor empty_dense(const at::Tensor& like, DenseFormat format) {
-  if (format == DenseFormat::kTransposed) {
-    const auto sizes = like.sym_sizes();
-    return at::empty_strided_symint(sizes, {sizes[1] * sizes[2], 1, sizes[1]}, like.options());
-  }
-  return at::empty_symint(like.sym_sizes(), like.options(), memory_format(like, format));
 }
 
 }  // namespace bnext

@@ -26,73 +26,71 @@ struct BatchNormCall {
 };
 
 // The whole contract of each op.
-BatchNormCall check_batch_norm(const at::Tensor& input,
-                               const OptionalTensor& weight,
-                               const OptionalTensor& bias,
-                               const OptionalTensor& running_mean,
-                               const OptionalTensor& running_var,
-                               const OptionalTensor& num_batches_tracked,
-                               const OptionalTensor& residual,
-                               bool training,
-                               std::optional<double> momentum,
-                               double eps,
-                               OptionalString activation,
-                               const std::optional<c10::SymInt>& ghost_batch_size);
-BatchNormCall check_apply(const at::Tensor& input,
-                          const OptionalTensor& weight,
-                          const OptionalTensor& bias,
-                          const OptionalTensor& residual,
-                          const at::Tensor& save_mean,
-                          const at::Tensor& save_mean_lo,
-                          const at::Tensor& save_invstd,
-                          OptionalString activation);
-BatchNormCall check_backward(const at::Tensor& grad_output,
-                             const at::Tensor& input,
-                             const OptionalTensor& weight,
-                             const OptionalTensor& bias,
-                             const OptionalTensor& output,
-                             const OptionalTensor& residual,
-                             const at::Tensor& save_mean,
-                             const at::Tensor& save_mean_lo,
-                             const at::Tensor& save_invstd,
-                             OptionalString activation);
+BatchNormCall check_batch_norm(
+    const at::Tensor& input,
+    const OptionalTensor& weight,
+    const OptionalTensor& bias,
+    const OptionalTensor& running_mean,
+    const OptionalTensor& running_var,
+    const OptionalTensor& num_batches_tracked,
+    const OptionalTensor& residual,
+    bool training,
+    std::optional<double> momentum,
+    double eps,
+    OptionalString activation,
+    const std::optional<c10::SymInt>& ghost_batch_size);
+BatchNormCall check_apply(
+    const at::Tensor& input,
+    const OptionalTensor& weight,
+    const OptionalTensor& bias,
+    const OptionalTensor& residual,
+    const at::Tensor& save_mean,
+    const at::Tensor& save_mean_lo,
+    const at::Tensor& save_invstd,
+    OptionalString activation);
+BatchNormCall check_backward(
+    const at::Tensor& grad_output,
+    const at::Tensor& input,
+    const OptionalTensor& weight,
+    const OptionalTensor& bias,
+    const OptionalTensor& output,
+    const OptionalTensor& residual,
+    const at::Tensor& save_mean,
+    const at::Tensor& save_mean_lo,
+    const at::Tensor& save_invstd,
+    OptionalString activation);
 
 // (N, C, *) of a floating dtype, dense layout.
 void check_input(const at::Tensor& input);
 
 // ceil(N / ghost_batch_size); 1 for plain batch norm and for an empty batch.
-c10::SymInt check_num_ghosts(const at::Tensor& input,
-                             const std::optional<c10::SymInt>& ghost_batch_size);
+c10::SymInt check_num_ghosts(
+    const at::Tensor& input, const std::optional<c10::SymInt>& ghost_batch_size);
 
 // count (K,) int64, mean and m2 (K, C) float64, on one device.
 void check_moments(const at::Tensor& count, const at::Tensor& mean, const at::Tensor& m2);
 
-void check_fold(const at::Tensor& count,
-                const at::Tensor& mean,
-                const at::Tensor& m2,
-                const OptionalTensor& running_mean,
-                const OptionalTensor& running_var,
-                const OptionalTensor& num_batches_tracked,
-                std::optional<double> momentum,
-                double eps,
-                at::ScalarType dtype);
+void check_fold(
+    const at::Tensor& count,
+    const at::Tensor& mean,
+    const at::Tensor& m2,
+    const OptionalTensor& running_mean,
+    const OptionalTensor& running_var,
+    const OptionalTensor& num_batches_tracked,
+    std::optional<double> momentum,
+    double eps,
+    at::ScalarType dtype);
 
 // count, sum_dy and sum_dy_xmu of (num_ghosts,) and (num_ghosts, C): all, or none (frozen).
-void check_grad_sums(const at::Tensor& input,
-                     const c10::SymInt& num_ghosts,
-                     const OptionalTensor& count,
-                     const OptionalTensor& sum_dy,
-                     const OptionalTensor& sum_dy_xmu);
+void check_grad_sums(
+    const at::Tensor& input,
+    const c10::SymInt& num_ghosts,
+    const OptionalTensor& count,
+    const OptionalTensor& sum_dy,
+    const OptionalTensor& sum_dy_xmu);
 
 inline at::ScalarType acc_type(at::ScalarType type) {
   return type == at::kDouble ? at::kDouble : at::kFloat;
 }
-
-// Where an input's elements lie once it is dense, and so its output: an (N, L, C) tensor seen as
-// (N, C, L) keeps its strides, others follow their suggested memory format.
-enum class DenseFormat { kContiguous, kChannelsLast, kTransposed };
-DenseFormat dense_format(const at::Tensor& input);
-at::Tensor to_dense(const at::Tensor& tensor, DenseFormat format);
-at::Tensor empty_dense(const at::Tensor& like, DenseFormat format);
 
 }  // namespace bnext

@@ -21,13 +21,13 @@ bool is_differentiated(const c10::IValue& value) {
 }
 
 // An op without an autograd kernel would drop the gradient with no more than a warning.
-void refuse_to_differentiate(const c10::OperatorHandle& op,
-                             c10::DispatchKeySet,
-                             torch::jit::Stack* stack) {
+void refuse_to_differentiate(
+    const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
   for (const c10::IValue& value : torch::jit::last(*stack, op.schema().arguments().size())) {
-    TORCH_CHECK(!is_differentiated(value), op.operator_name(),
-                " is not differentiable, and one of its arguments requires grad or carries a "
-                "tangent: call bnext.batch_norm, or detach the arguments");
+    TORCH_CHECK(
+        !is_differentiated(value), op.operator_name(),
+        " is not differentiable, and one of its arguments requires grad or carries a "
+        "tangent: call bnext.batch_norm, or detach the arguments");
   }
   const at::AutoDispatchBelowADInplaceOrView guard;
   op.callBoxed(stack);
@@ -42,12 +42,14 @@ void refuse_backend(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::j
       continue;
     }
     const at::Tensor& tensor = values[i].toTensor();
-    TORCH_CHECK(tensor.layout() == at::kStrided, arguments[i].name(),
-                " must be a dense (strided) tensor, got layout ", tensor.layout());
-    TORCH_CHECK(tensor.device().is_cpu() || tensor.device().is_meta(), arguments[i].name(),
-                " is on device ", tensor.device(),
-                ", for which this build of bnext has no kernels: "
-                "see bnext.show_config()");
+    TORCH_CHECK(
+        tensor.layout() == at::kStrided, arguments[i].name(),
+        " must be a dense (strided) tensor, got layout ", tensor.layout());
+    TORCH_CHECK(
+        tensor.device().is_cpu() || tensor.device().is_meta(), arguments[i].name(),
+        " is on device ", tensor.device(),
+        ", for which this build of bnext has no kernels: "
+        "see bnext.show_config()");
   }
   TORCH_CHECK(false, op.operator_name(), " has no kernel for these arguments");
 }

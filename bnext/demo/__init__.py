@@ -50,11 +50,11 @@ _CHECKED_EVAL_ROWS = 4096
 @dataclass(frozen=True)
 class Settings:
     seed: int = 0
-    digits_epochs: int = 15
+    digits_epochs: int = 12
     flights_rows: int | None = None  # None: all
-    flights_epochs: int = 3
+    flights_epochs: int = 2
     checked_steps: int = 3  # compared with float64, of each run with plain layers
-    timed_pairs: int = 100
+    timed_pairs: int = 60
     variance_shape: tuple[int, ...] = (64, 4, 224, 224)
     variance_means: tuple[float, ...] = (1, 10, 30, 100, 300, 1e3, 1e4, 1e5, 1e6)
 

@@ -44,9 +44,8 @@ struct ForwardConstants {
 };
 
 template <typename acc_t>
-BNEXT_HD inline ForwardConstants<acc_t> forward_constants(const ChannelStats<acc_t>& stats,
-                                                          acc_t weight,
-                                                          acc_t bias) {
+BNEXT_HD inline ForwardConstants<acc_t> forward_constants(
+    const ChannelStats<acc_t>& stats, acc_t weight, acc_t bias) {
   const acc_t scale = stats.invstd * weight;
   return {stats.mean, scale, Math<acc_t>::fmadd(-stats.mean_lo, scale, bias)};
 }
@@ -80,10 +79,8 @@ struct BackwardConstants {
 
 // sums.sum_dy_xmu is about the exact mean (hi + lo), count the number of values per channel.
 template <typename acc_t>
-BNEXT_HD inline BackwardConstants<acc_t> backward_constants(const ChannelStats<acc_t>& stats,
-                                                            acc_t scale,
-                                                            double count,
-                                                            const GradSums& sums) {
+BNEXT_HD inline BackwardConstants<acc_t> backward_constants(
+    const ChannelStats<acc_t>& stats, acc_t scale, double count, const GradSums& sums) {
   const double invstd = stats.invstd;
   const double coef_x = -double(scale) * invstd * invstd * (sums.sum_dy_xmu / count);
   const double coef_0 = -double(scale) * (sums.sum_dy / count) - double(stats.mean_lo) * coef_x;

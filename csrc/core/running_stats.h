@@ -20,10 +20,8 @@ BNEXT_HD inline double update_average(double running, double value, double facto
 // The biased variance normalises; the unbiased one is what running_var averages. In double, since
 // (1 - factor) * running + factor * value in float loses digits over many steps.
 template <typename stat_t>
-BNEXT_HD inline void update_running_stats(const Welford<double>& welford,
-                                          double factor,
-                                          stat_t& running_mean,
-                                          stat_t& running_var) {
+BNEXT_HD inline void update_running_stats(
+    const Welford<double>& welford, double factor, stat_t& running_mean, stat_t& running_var) {
   running_mean =
       static_cast<stat_t>(update_average(static_cast<double>(running_mean), welford.mean, factor));
   running_var = static_cast<stat_t>(

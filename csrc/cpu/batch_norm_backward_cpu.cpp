@@ -48,11 +48,12 @@ class BackwardSteps {
 
   // Sums that were given are used by apply; else reduce finds them, and they are also written to
   // `sums` where that is not null.
-  BackwardSteps(const Schedule& schedule,
-                const BackwardTensors& tensors,
-                Statistics statistics,
-                const SumsPointers& sums,
-                bool sums_given)
+  BackwardSteps(
+      const Schedule& schedule,
+      const BackwardTensors& tensors,
+      Statistics statistics,
+      const SumsPointers& sums,
+      bool sums_given)
       : schedule_(schedule),
         weight_(tensors.weight),
         bias_(tensors.bias),
@@ -75,12 +76,13 @@ class BackwardSteps {
   Scratch make_scratch() const {
     const std::int64_t n_channel = schedule_.n_channel();
     const std::vector<acc_t> channels(n_channel);
-    return {std::vector<GradSums>(sums_given_ ? 0 : schedule_.num_partials() * n_channel),
-            channels,
-            channels,
-            channels,
-            channels,
-            nullptr};
+    return {
+        std::vector<GradSums>(sums_given_ ? 0 : schedule_.num_partials() * n_channel),
+        channels,
+        channels,
+        channels,
+        channels,
+        nullptr};
   }
 
   void prepare(std::int64_t ghost, Scratch& scratch) const {
@@ -92,8 +94,9 @@ class BackwardSteps {
       scratch.shift[c] = constants.shift;
       if (sums_given_ && !frozen_) {
         const std::int64_t i = ghost * n_channel + c;
-        set_coefficients(ghost, c, static_cast<double>(sums_.count[ghost]),
-                         {sums_.sum_dy[i], sums_.sum_dy_xmu[i]}, scratch);
+        set_coefficients(
+            ghost, c, static_cast<double>(sums_.count[ghost]),
+            {sums_.sum_dy[i], sums_.sum_dy_xmu[i]}, scratch);
       }
     }
   }
@@ -160,11 +163,12 @@ class BackwardSteps {
     return {mean_[i], mean_lo_[i], invstd_[i]};
   }
 
-  void set_coefficients(std::int64_t ghost,
-                        std::int64_t c,
-                        double count,
-                        const GradSums& sums,
-                        Scratch& scratch) const {
+  void set_coefficients(
+      std::int64_t ghost,
+      std::int64_t c,
+      double count,
+      const GradSums& sums,
+      Scratch& scratch) const {
     const auto constants = backward_constants(stats(ghost, c), scratch.scale[c], count, sums);
     scratch.coef_x[c] = constants.coef_x;
     scratch.coef_0[c] = constants.coef_0;
@@ -195,17 +199,18 @@ class BackwardSteps {
   scalar_t* grad_residual_;
 };
 
-BackwardTensors backward_tensors(const at::Tensor& grad_output,
-                                 const at::Tensor& input,
-                                 const OptionalTensor& weight,
-                                 const OptionalTensor& bias,
-                                 const OptionalTensor& output,
-                                 const OptionalTensor& residual,
-                                 const at::Tensor& save_mean,
-                                 const at::Tensor& save_mean_lo,
-                                 const at::Tensor& save_invstd,
-                                 Activation activation,
-                                 std::array<bool, 2> output_mask) {
+BackwardTensors backward_tensors(
+    const at::Tensor& grad_output,
+    const at::Tensor& input,
+    const OptionalTensor& weight,
+    const OptionalTensor& bias,
+    const OptionalTensor& output,
+    const OptionalTensor& residual,
+    const at::Tensor& save_mean,
+    const at::Tensor& save_mean_lo,
+    const at::Tensor& save_invstd,
+    Activation activation,
+    std::array<bool, 2> output_mask) {
   const DenseFormat format = dense_format(input);
   BackwardTensors t;
   t.grad_output = to_dense(grad_output, format);
@@ -232,23 +237,25 @@ at::Tensor or_empty(const at::Tensor& grad, const at::Tensor& input) {
 
 }  // namespace
 
-Tensor4 batch_norm_backward_cpu(const at::Tensor& grad_output,
-                                const at::Tensor& input,
-                                const OptionalTensor& weight,
-                                const OptionalTensor& bias,
-                                const OptionalTensor& output,
-                                const OptionalTensor& residual,
-                                const at::Tensor& save_mean,
-                                const at::Tensor& save_mean_lo,
-                                const at::Tensor& save_invstd,
-                                bool training,
-                                OptionalString activation,
-                                std::array<bool, 2> output_mask) {
-  const BatchNormCall call = check_backward(grad_output, input, weight, bias, output, residual,
-                                            save_mean, save_mean_lo, save_invstd, activation);
-  const BackwardTensors tensors =
-      backward_tensors(grad_output, input, weight, bias, output, residual, save_mean, save_mean_lo,
-                       save_invstd, call.activation, output_mask);
+Tensor4 batch_norm_backward_cpu(
+    const at::Tensor& grad_output,
+    const at::Tensor& input,
+    const OptionalTensor& weight,
+    const OptionalTensor& bias,
+    const OptionalTensor& output,
+    const OptionalTensor& residual,
+    const at::Tensor& save_mean,
+    const at::Tensor& save_mean_lo,
+    const at::Tensor& save_invstd,
+    bool training,
+    OptionalString activation,
+    std::array<bool, 2> output_mask) {
+  const BatchNormCall call = check_backward(
+      grad_output, input, weight, bias, output, residual, save_mean, save_mean_lo, save_invstd,
+      activation);
+  const BackwardTensors tensors = backward_tensors(
+      grad_output, input, weight, bias, output, residual, save_mean, save_mean_lo, save_invstd,
+      call.activation, output_mask);
   const auto acc = input.options().dtype(acc_type(input.scalar_type()));
   const at::Tensor grad_weight = at::empty({input.size(1)}, acc);
   const at::Tensor grad_bias = at::empty({input.size(1)}, acc);
@@ -260,68 +267,74 @@ Tensor4 batch_norm_backward_cpu(const at::Tensor& grad_output,
     dispatch_dtype(input.scalar_type(), [&](auto tag) {
       using scalar_t = decltype(tag);
       using acc_t = AccType<scalar_t>;
-      BackwardSteps<scalar_t> steps(schedule, tensors,
-                                    training ? Statistics::kBatch : Statistics::kFrozen,
-                                    SumsPointers{}, /*sums_given=*/false);
+      BackwardSteps<scalar_t> steps(
+          schedule, tensors, training ? Statistics::kBatch : Statistics::kFrozen, SumsPointers{},
+          /*sums_given=*/false);
       run_steps(schedule, {/*reduce=*/true, /*apply=*/output_mask[0] || output_mask[1]}, steps);
-      steps.parameter_grads(grad_weight.mutable_data_ptr<acc_t>(),
-                            grad_bias.mutable_data_ptr<acc_t>());
+      steps.parameter_grads(
+          grad_weight.mutable_data_ptr<acc_t>(), grad_bias.mutable_data_ptr<acc_t>());
     });
   }
-  return {or_empty(tensors.grad_input, input), grad_weight, grad_bias,
-          or_empty(tensors.grad_residual, input)};
+  return {
+      or_empty(tensors.grad_input, input), grad_weight, grad_bias,
+      or_empty(tensors.grad_residual, input)};
 }
 
-Tensor2 batch_norm_grad_reduce_cpu(const at::Tensor& grad_output,
-                                   const at::Tensor& input,
-                                   const OptionalTensor& weight,
-                                   const OptionalTensor& bias,
-                                   const OptionalTensor& output,
-                                   const OptionalTensor& residual,
-                                   const at::Tensor& save_mean,
-                                   const at::Tensor& save_mean_lo,
-                                   const at::Tensor& save_invstd,
-                                   OptionalString activation) {
-  const BatchNormCall call = check_backward(grad_output, input, weight, bias, output, residual,
-                                            save_mean, save_mean_lo, save_invstd, activation);
+Tensor2 batch_norm_grad_reduce_cpu(
+    const at::Tensor& grad_output,
+    const at::Tensor& input,
+    const OptionalTensor& weight,
+    const OptionalTensor& bias,
+    const OptionalTensor& output,
+    const OptionalTensor& residual,
+    const at::Tensor& save_mean,
+    const at::Tensor& save_mean_lo,
+    const at::Tensor& save_invstd,
+    OptionalString activation) {
+  const BatchNormCall call = check_backward(
+      grad_output, input, weight, bias, output, residual, save_mean, save_mean_lo, save_invstd,
+      activation);
   const at::Tensor sum_dy = at::zeros(save_mean.sizes(), input.options().dtype(at::kDouble));
   const at::Tensor sum_dy_xmu = at::zeros_like(sum_dy);
   if (input.numel() != 0) {
-    const BackwardTensors tensors =
-        backward_tensors(grad_output, input, weight, bias, output, residual, save_mean,
-                         save_mean_lo, save_invstd, call.activation, {false, false});
+    const BackwardTensors tensors = backward_tensors(
+        grad_output, input, weight, bias, output, residual, save_mean, save_mean_lo, save_invstd,
+        call.activation, {false, false});
     const Schedule schedule(layout_of(input, dense_format(input)), call.num_ghosts.expect_int());
-    const SumsPointers sums{sum_dy.mutable_data_ptr<double>(),
-                            sum_dy_xmu.mutable_data_ptr<double>(), nullptr};
+    const SumsPointers sums{
+        sum_dy.mutable_data_ptr<double>(), sum_dy_xmu.mutable_data_ptr<double>(), nullptr};
     dispatch_dtype(input.scalar_type(), [&](auto tag) {
-      BackwardSteps<decltype(tag)> steps(schedule, tensors, Statistics::kBatch, sums,
-                                         /*sums_given=*/false);
+      BackwardSteps<decltype(tag)> steps(
+          schedule, tensors, Statistics::kBatch, sums,
+          /*sums_given=*/false);
       run_steps(schedule, {/*reduce=*/true, /*apply=*/false}, steps);
     });
   }
   return {sum_dy, sum_dy_xmu};
 }
 
-Tensor2 batch_norm_grad_apply_cpu(const at::Tensor& grad_output,
-                                  const at::Tensor& input,
-                                  const OptionalTensor& weight,
-                                  const OptionalTensor& bias,
-                                  const OptionalTensor& output,
-                                  const OptionalTensor& residual,
-                                  const at::Tensor& save_mean,
-                                  const at::Tensor& save_mean_lo,
-                                  const at::Tensor& save_invstd,
-                                  const OptionalTensor& count,
-                                  const OptionalTensor& sum_dy,
-                                  const OptionalTensor& sum_dy_xmu,
-                                  OptionalString activation,
-                                  std::array<bool, 2> output_mask) {
-  const BatchNormCall call = check_backward(grad_output, input, weight, bias, output, residual,
-                                            save_mean, save_mean_lo, save_invstd, activation);
+Tensor2 batch_norm_grad_apply_cpu(
+    const at::Tensor& grad_output,
+    const at::Tensor& input,
+    const OptionalTensor& weight,
+    const OptionalTensor& bias,
+    const OptionalTensor& output,
+    const OptionalTensor& residual,
+    const at::Tensor& save_mean,
+    const at::Tensor& save_mean_lo,
+    const at::Tensor& save_invstd,
+    const OptionalTensor& count,
+    const OptionalTensor& sum_dy,
+    const OptionalTensor& sum_dy_xmu,
+    OptionalString activation,
+    std::array<bool, 2> output_mask) {
+  const BatchNormCall call = check_backward(
+      grad_output, input, weight, bias, output, residual, save_mean, save_mean_lo, save_invstd,
+      activation);
   check_grad_sums(input, call.num_ghosts, count, sum_dy, sum_dy_xmu);
-  const BackwardTensors tensors =
-      backward_tensors(grad_output, input, weight, bias, output, residual, save_mean, save_mean_lo,
-                       save_invstd, call.activation, output_mask);
+  const BackwardTensors tensors = backward_tensors(
+      grad_output, input, weight, bias, output, residual, save_mean, save_mean_lo, save_invstd,
+      call.activation, output_mask);
   if (input.numel() != 0 && (output_mask[0] || output_mask[1])) {
     const bool frozen = !is_given(count);
     const at::Tensor counts = frozen ? at::Tensor() : count->contiguous();
@@ -329,14 +342,15 @@ Tensor2 batch_norm_grad_apply_cpu(const at::Tensor& grad_output,
     const at::Tensor dy_xmu = frozen ? at::Tensor() : sum_dy_xmu->contiguous();
     SumsPointers sums{};
     if (!frozen) {
-      sums = {dy.mutable_data_ptr<double>(), dy_xmu.mutable_data_ptr<double>(),
-              counts.const_data_ptr<std::int64_t>()};
+      sums = {
+          dy.mutable_data_ptr<double>(), dy_xmu.mutable_data_ptr<double>(),
+          counts.const_data_ptr<std::int64_t>()};
     }
     const Schedule schedule(layout_of(input, dense_format(input)), call.num_ghosts.expect_int());
     dispatch_dtype(input.scalar_type(), [&](auto tag) {
-      BackwardSteps<decltype(tag)> steps(schedule, tensors,
-                                         frozen ? Statistics::kFrozen : Statistics::kBatch, sums,
-                                         /*sums_given=*/true);
+      BackwardSteps<decltype(tag)> steps(
+          schedule, tensors, frozen ? Statistics::kFrozen : Statistics::kBatch, sums,
+          /*sums_given=*/true);
       run_steps(schedule, {/*reduce=*/false, /*apply=*/true}, steps);
     });
   }

@@ -125,11 +125,12 @@ class ForwardSteps {
     const acc_t* mean;
   };
 
-  ForwardSteps(const Schedule& schedule,
-               const ForwardTensors& tensors,
-               const SavedStats<acc_t>& saved,
-               double eps,
-               bool given_stats)
+  ForwardSteps(
+      const Schedule& schedule,
+      const ForwardTensors& tensors,
+      const SavedStats<acc_t>& saved,
+      double eps,
+      bool given_stats)
       : schedule_(schedule),
         reduce_(schedule, tensors.input),
         input_(tensors.input.const_data_ptr<scalar_t>()),
@@ -144,8 +145,9 @@ class ForwardSteps {
 
   Scratch make_scratch() const {
     const std::int64_t n_channel = schedule_.n_channel();
-    return {given_stats_ ? std::vector<Welford<double>>() : reduce_.make_partials(),
-            std::vector<acc_t>(n_channel), std::vector<acc_t>(n_channel), nullptr};
+    return {
+        given_stats_ ? std::vector<Welford<double>>() : reduce_.make_partials(),
+        std::vector<acc_t>(n_channel), std::vector<acc_t>(n_channel), nullptr};
   }
 
   void prepare(std::int64_t ghost, Scratch& scratch) const {
@@ -204,25 +206,26 @@ class ForwardSteps {
 
 // (num_ghosts, C) of the input's accumulation dtype.
 at::Tensor empty_stats(const at::Tensor& input, std::int64_t num_ghosts) {
-  return at::empty({num_ghosts, input.size(1)},
-                   input.options().dtype(acc_type(input.scalar_type())));
+  return at::empty(
+      {num_ghosts, input.size(1)}, input.options().dtype(acc_type(input.scalar_type())));
 }
 
 template <typename acc_t>
-SavedStats<acc_t> saved_stats(const at::Tensor& mean,
-                              const at::Tensor& mean_lo,
-                              const at::Tensor& invstd) {
-  return {mean.mutable_data_ptr<acc_t>(), mean_lo.mutable_data_ptr<acc_t>(),
-          invstd.mutable_data_ptr<acc_t>()};
+SavedStats<acc_t> saved_stats(
+    const at::Tensor& mean, const at::Tensor& mean_lo, const at::Tensor& invstd) {
+  return {
+      mean.mutable_data_ptr<acc_t>(), mean_lo.mutable_data_ptr<acc_t>(),
+      invstd.mutable_data_ptr<acc_t>()};
 }
 
 // Eval: the statistics are the running ones.
 template <typename acc_t>
-void save_running_stats(const OptionalTensor& running_mean,
-                        const OptionalTensor& running_var,
-                        double eps,
-                        std::int64_t n_channel,
-                        const SavedStats<acc_t>& saved) {
+void save_running_stats(
+    const OptionalTensor& running_mean,
+    const OptionalTensor& running_var,
+    double eps,
+    std::int64_t n_channel,
+    const SavedStats<acc_t>& saved) {
   const ChannelValues<acc_t> mean(running_mean), var(running_var);
   for (std::int64_t c = 0; c < n_channel; ++c) {
     saved.set(c, {mean.get(c, 0), acc_t(0), inverse_std<acc_t>(var.get(c, 1), eps)});
@@ -231,18 +234,19 @@ void save_running_stats(const OptionalTensor& running_mean,
 
 }  // namespace
 
-Tensor4 batch_norm_cpu(const at::Tensor& input,
-                       const OptionalTensor& weight,
-                       const OptionalTensor& bias,
-                       const OptionalTensor& running_mean,
-                       const OptionalTensor& running_var,
-                       const OptionalTensor& num_batches_tracked,
-                       const OptionalTensor& residual,
-                       bool training,
-                       std::optional<double> momentum,
-                       double eps,
-                       OptionalString activation,
-                       std::optional<std::int64_t> ghost_batch_size) {
+Tensor4 batch_norm_cpu(
+    const at::Tensor& input,
+    const OptionalTensor& weight,
+    const OptionalTensor& bias,
+    const OptionalTensor& running_mean,
+    const OptionalTensor& running_var,
+    const OptionalTensor& num_batches_tracked,
+    const OptionalTensor& residual,
+    bool training,
+    std::optional<double> momentum,
+    double eps,
+    OptionalString activation,
+    std::optional<std::int64_t> ghost_batch_size) {
   const BatchNormCall call = check_batch_norm(
       input, weight, bias, running_mean, running_var, num_batches_tracked, residual, training,
       momentum, eps, activation,
@@ -277,21 +281,22 @@ Tensor4 batch_norm_cpu(const at::Tensor& input,
     ForwardSteps<scalar_t> steps(schedule, tensors, saved, eps, /*given_stats=*/!training);
     run_steps(schedule, {/*reduce=*/training, /*apply=*/true}, steps);
     if (training) {
-      running.update(is_given(running_mean) ? steps.batch_moments()
-                                            : std::vector<Welford<double>>());
+      running.update(
+          is_given(running_mean) ? steps.batch_moments() : std::vector<Welford<double>>());
     }
   });
   return {tensors.output, save_mean, save_mean_lo, save_invstd};
 }
 
-at::Tensor batch_norm_apply_cpu(const at::Tensor& input,
-                                const OptionalTensor& weight,
-                                const OptionalTensor& bias,
-                                const OptionalTensor& residual,
-                                const at::Tensor& save_mean,
-                                const at::Tensor& save_mean_lo,
-                                const at::Tensor& save_invstd,
-                                OptionalString activation) {
+at::Tensor batch_norm_apply_cpu(
+    const at::Tensor& input,
+    const OptionalTensor& weight,
+    const OptionalTensor& bias,
+    const OptionalTensor& residual,
+    const at::Tensor& save_mean,
+    const at::Tensor& save_mean_lo,
+    const at::Tensor& save_invstd,
+    OptionalString activation) {
   const BatchNormCall call =
       check_apply(input, weight, bias, residual, save_mean, save_mean_lo, save_invstd, activation);
   const DenseFormat format = dense_format(input);
@@ -314,13 +319,13 @@ at::Tensor batch_norm_apply_cpu(const at::Tensor& input,
   return tensors.output;
 }
 
-Tensor3 batch_norm_reduce_cpu(const at::Tensor& input,
-                              std::optional<std::int64_t> ghost_batch_size) {
+Tensor3 batch_norm_reduce_cpu(
+    const at::Tensor& input, std::optional<std::int64_t> ghost_batch_size) {
   check_input(input);
   const std::int64_t num_ghosts =
-      check_num_ghosts(input, ghost_batch_size.has_value()
-                                  ? std::optional<c10::SymInt>(*ghost_batch_size)
-                                  : std::nullopt)
+      check_num_ghosts(
+          input, ghost_batch_size.has_value() ? std::optional<c10::SymInt>(*ghost_batch_size)
+                                              : std::nullopt)
           .expect_int();
   const auto options = input.options();
   const at::Tensor count = at::empty({num_ghosts}, options.dtype(at::kLong));
@@ -337,8 +342,8 @@ Tensor3 batch_norm_reduce_cpu(const at::Tensor& input,
         static_cast<std::int64_t>(schedule.count(ghost));
   }
   dispatch_dtype(input.scalar_type(), [&](auto tag) {
-    ReduceSteps<decltype(tag)> steps(schedule, dense, mean.mutable_data_ptr<double>(),
-                                     m2.mutable_data_ptr<double>());
+    ReduceSteps<decltype(tag)> steps(
+        schedule, dense, mean.mutable_data_ptr<double>(), m2.mutable_data_ptr<double>());
     run_steps(schedule, {/*reduce=*/true, /*apply=*/false}, steps);
   });
   return {count, mean, m2};

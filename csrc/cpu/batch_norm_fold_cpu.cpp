@@ -16,9 +16,9 @@ class Moments {
   Moments(const at::Tensor& count, const at::Tensor& mean, const at::Tensor& m2)
       : count_(count.contiguous()), mean_(mean.contiguous()), m2_(m2.contiguous()) {
     for (std::int64_t i = 0; i < size(); ++i) {
-      TORCH_CHECK_VALUE(count_.const_data_ptr<std::int64_t>()[i] >= 0,
-                        "count must not be negative, got ",
-                        count_.const_data_ptr<std::int64_t>()[i], " at index ", i);
+      TORCH_CHECK_VALUE(
+          count_.const_data_ptr<std::int64_t>()[i] >= 0, "count must not be negative, got ",
+          count_.const_data_ptr<std::int64_t>()[i], " at index ", i);
     }
   }
 
@@ -27,8 +27,9 @@ class Moments {
 
   Welford<double> get(std::int64_t i, std::int64_t channel) const {
     const std::int64_t at = i * n_channel() + channel;
-    return {static_cast<double>(count_.const_data_ptr<std::int64_t>()[i]),
-            mean_.const_data_ptr<double>()[at], m2_.const_data_ptr<double>()[at]};
+    return {
+        static_cast<double>(count_.const_data_ptr<std::int64_t>()[i]),
+        mean_.const_data_ptr<double>()[at], m2_.const_data_ptr<double>()[at]};
   }
 
   std::int64_t total_count() const {
@@ -56,9 +57,8 @@ class Moments {
 
 }  // namespace
 
-Tensor3 batch_norm_merge_cpu(const at::Tensor& count,
-                             const at::Tensor& mean,
-                             const at::Tensor& m2) {
+Tensor3 batch_norm_merge_cpu(
+    const at::Tensor& count, const at::Tensor& mean, const at::Tensor& m2) {
   check_moments(count, mean, m2);
   const Moments moments(count, mean, m2);
   const at::Tensor merged_count = at::empty({1}, count.options());
@@ -73,19 +73,21 @@ Tensor3 batch_norm_merge_cpu(const at::Tensor& count,
   return {merged_count, merged_mean, merged_m2};
 }
 
-Tensor3 batch_norm_fold_cpu(const at::Tensor& count,
-                            const at::Tensor& mean,
-                            const at::Tensor& m2,
-                            const OptionalTensor& running_mean,
-                            const OptionalTensor& running_var,
-                            const OptionalTensor& num_batches_tracked,
-                            std::optional<double> momentum,
-                            double eps,
-                            at::ScalarType dtype) {
+Tensor3 batch_norm_fold_cpu(
+    const at::Tensor& count,
+    const at::Tensor& mean,
+    const at::Tensor& m2,
+    const OptionalTensor& running_mean,
+    const OptionalTensor& running_var,
+    const OptionalTensor& num_batches_tracked,
+    std::optional<double> momentum,
+    double eps,
+    at::ScalarType dtype) {
   check_fold(count, mean, m2, running_mean, running_var, num_batches_tracked, momentum, eps, dtype);
   const Moments moments(count, mean, m2);
-  TORCH_CHECK_VALUE(moments.total_count() != 1,
-                    "Expected more than 1 value per channel when training, got a total count of 1");
+  TORCH_CHECK_VALUE(
+      moments.total_count() != 1,
+      "Expected more than 1 value per channel when training, got a total count of 1");
   const auto options = mean.options().dtype(acc_type(dtype));
   const at::Tensor save_mean = at::empty(mean.sizes(), options);
   const at::Tensor save_mean_lo = at::empty(mean.sizes(), options);

@@ -30,6 +30,10 @@ struct Slab {
   std::int64_t channels() const { return length / inner; }
 };
 
+// A channel's run of this many adjacent elements or fewer is a few columns of a wide matrix, whose
+// lines are rows or samples; a longer one is a matrix of its own.
+constexpr std::int64_t kShortRun = 64;
+
 // Pointers to elements point at the slab's first element, those to per-channel values at its first
 // channel.
 

@@ -35,53 +35,48 @@ class TileMoments {
       add_block(input, tile, begin, end);
       merge_block(begin, end - begin);
     }
+    slots_to_columns<scalar_t>(mean_, columns_);
+    slots_to_columns<scalar_t>(m2_, columns_);
   }
 
+  // Of the `inner` columns of one channel.
   Welford<double> channel(std::int64_t column, std::int64_t inner) const {
     const auto lines = static_cast<double>(lines_);
     if (inner == 1) {
-      const std::int64_t slot = slot_of_column<scalar_t>(column, columns_);
-      return {lines, mean_[slot], m2_[slot]};
+      return {lines, mean_[column], m2_[column]};
     }
-    double mean[kTileColumns], m2[kTileColumns];
-    for (std::int64_t i = 0; i < inner; ++i) {
-      const std::int64_t slot = slot_of_column<scalar_t>(column + i, columns_);
-      mean[i] = mean_[slot];
-      m2[i] = m2_[slot];
-    }
-    return merge_equal(mean, m2, inner, lines);
+    return merge_equal(mean_ + column, m2_ + column, inner, lines);
   }
 
  private:
-  BNEXT_INLINE void add_block(const scalar_t* input,
-                              const Tile& tile,
-                              std::int64_t begin,
-                              std::int64_t end) {
-    for_each_pack<scalar_t>(tile, begin, end, kReduceGroup,
-                            [&](std::int64_t line, std::int64_t lines, std::int64_t column,
-                                std::int64_t slot, std::int64_t lanes) {
-                              const scalar_t* x = input + line * tile.stride + column;
-                              P pivot, sum_d(0), sum_dd(0);
-                              if (line == begin) {
-                                P sum = P::load(x, lanes);
-                                for (std::int64_t i = 1; i < lines; ++i) {
-                                  sum = sum + P::load(x + i * tile.stride, lanes);
-                                }
-                                pivot = finite_pivot(sum * P(acc_t(1) / static_cast<acc_t>(lines)));
-                                pivot.store_acc(pivot_ + slot);
-                              } else {
-                                pivot = P::load_acc(pivot_ + slot);
-                                sum_d = P::load_acc(sum_d_ + slot);
-                                sum_dd = P::load_acc(sum_dd_ + slot);
-                              }
-                              for (std::int64_t i = 0; i < lines; ++i) {
-                                const P d = P::load(x + i * tile.stride, lanes) - pivot;
-                                sum_d = sum_d + d;
-                                sum_dd = Math<P>::fmadd(d, d, sum_dd);
-                              }
-                              sum_d.store_acc(sum_d_ + slot);
-                              sum_dd.store_acc(sum_dd_ + slot);
-                            });
+  BNEXT_INLINE void add_block(
+      const scalar_t* input, const Tile& tile, std::int64_t begin, std::int64_t end) {
+    for_each_pack<scalar_t>(
+        tile, begin, end, kReduceGroup,
+        [&](std::int64_t line, std::int64_t lines, std::int64_t column, std::int64_t slot,
+            std::int64_t lanes) {
+      const scalar_t* x = input + line * tile.stride + column;
+      P pivot, sum_d(0), sum_dd(0);
+      if (line == begin) {
+        P sum = P::load(x, lanes);
+        for (std::int64_t i = 1; i < lines; ++i) {
+          sum = sum + P::load(x + i * tile.stride, lanes);
+        }
+        pivot = finite_pivot(sum * P(acc_t(1) / static_cast<acc_t>(lines)));
+        pivot.store_acc(pivot_ + slot);
+      } else {
+        pivot = P::load_acc(pivot_ + slot);
+        sum_d = P::load_acc(sum_d_ + slot);
+        sum_dd = P::load_acc(sum_dd_ + slot);
+      }
+      for (std::int64_t i = 0; i < lines; ++i) {
+        const P d = P::load(x + i * tile.stride, lanes) - pivot;
+        sum_d = sum_d + d;
+        sum_dd = Math<P>::fmadd(d, d, sum_dd);
+      }
+      sum_d.store_acc(sum_d_ + slot);
+      sum_dd.store_acc(sum_dd_ + slot);
+    });
   }
 
   void merge_block(std::int64_t lines_before, std::int64_t block_lines) {
@@ -125,37 +120,38 @@ void reduce(const ReduceArgs<scalar_t>& args, const Slab& slab) {
 }
 
 template <typename scalar_t, typename Act, bool kResidual>
-BNEXT_KERNEL void apply_tile(const ApplyArgs<scalar_t>& args,
-                             const Tile& tile,
-                             const AccType<scalar_t>* mean,
-                             const AccType<scalar_t>* scale,
-                             const AccType<scalar_t>* shift) {
+BNEXT_KERNEL void apply_tile(
+    const ApplyArgs<scalar_t>& args,
+    const Tile& tile,
+    const AccType<scalar_t>* mean,
+    const AccType<scalar_t>* scale,
+    const AccType<scalar_t>* shift) {
   using P = Pack<scalar_t>;
-  for_each_pack<scalar_t>(tile, 0, tile.lines, kApplyGroup,
-                          [&](std::int64_t line, std::int64_t lines, std::int64_t column,
-                              std::int64_t, std::int64_t lanes) {
-                            const P m = P::load_acc(mean + column, lanes);
-                            const P s = P::load_acc(scale + column, lanes);
-                            const P t = P::load_acc(shift + column, lanes);
-                            for (std::int64_t i = 0; i < lines; ++i) {
-                              const std::int64_t at =
-                                  tile.offset + (line + i) * tile.stride + column;
-                              P z = normalize(P::load(args.input + at, lanes), m, s, t);
-                              if constexpr (kResidual) {
-                                z = z + P::load(args.residual + at, lanes);
-                              }
-                              Act::forward(z).store(args.output + at, lanes);
-                            }
-                          });
+  for_each_pack<scalar_t>(
+      tile, 0, tile.lines, kApplyGroup,
+      [&](std::int64_t line, std::int64_t lines, std::int64_t column, std::int64_t,
+          std::int64_t lanes) {
+    const P m = P::load_acc(mean + column, lanes);
+    const P s = P::load_acc(scale + column, lanes);
+    const P t = P::load_acc(shift + column, lanes);
+    for (std::int64_t i = 0; i < lines; ++i) {
+      const std::int64_t at = tile.offset + (line + i) * tile.stride + column;
+      P z = normalize(P::load(args.input + at, lanes), m, s, t);
+      if constexpr (kResidual) {
+        z = z + P::load(args.residual + at, lanes);
+      }
+      Act::forward(z).store(args.output + at, lanes);
+    }
+  });
 }
 
 template <typename scalar_t, typename Act, bool kResidual>
 void apply_tiles(const ApplyArgs<scalar_t>& args, const Slab& slab) {
   ColumnConstants<AccType<scalar_t>> means, scales, shifts;
   for_each_tile<scalar_t>(slab, [&](const Tile& tile) {
-    apply_tile<scalar_t, Act, kResidual>(args, tile, means.expand(args.mean, tile),
-                                         scales.expand(args.scale, tile),
-                                         shifts.expand(args.shift, tile));
+    apply_tile<scalar_t, Act, kResidual>(
+        args, tile, means.expand(args.mean, tile), scales.expand(args.scale, tile),
+        shifts.expand(args.shift, tile));
   });
 }
 
@@ -192,13 +188,14 @@ class GradConstants {
 
 // The gradient of one pack after the activation.
 template <typename scalar_t, typename Act, Derivative kDerivative>
-BNEXT_INLINE Pack<scalar_t> grad_after_activation(const GradArgs<scalar_t>& args,
-                                                  std::int64_t at,
-                                                  const Pack<scalar_t>& x,
-                                                  const Pack<scalar_t>& mean,
-                                                  const Pack<scalar_t>& scale,
-                                                  const Pack<scalar_t>& shift,
-                                                  std::int64_t lanes) {
+BNEXT_INLINE Pack<scalar_t> grad_after_activation(
+    const GradArgs<scalar_t>& args,
+    std::int64_t at,
+    const Pack<scalar_t>& x,
+    const Pack<scalar_t>& mean,
+    const Pack<scalar_t>& scale,
+    const Pack<scalar_t>& shift,
+    std::int64_t lanes) {
   using P = Pack<scalar_t>;
   const P grad = P::load(args.grad_output + at, lanes);
   if constexpr (std::is_same_v<Act, NoActivation>) {
@@ -238,53 +235,51 @@ class TileGradSums {
 
  public:
   template <typename Act, Derivative kDerivative>
-  BNEXT_KERNEL void reduce(const GradArgs<scalar_t>& args,
-                           const Tile& tile,
-                           const GradConstants<scalar_t>& constants) {
-    columns_ = tile.columns;
-    const std::int64_t slots = num_slots<scalar_t>(columns_);
+  BNEXT_KERNEL void reduce(
+      const GradArgs<scalar_t>& args, const Tile& tile, const GradConstants<scalar_t>& constants) {
+    const std::int64_t slots = num_slots<scalar_t>(tile.columns);
     std::fill_n(sum_dy_, slots, 0.0);
     std::fill_n(sum_dy_xmu_, slots, 0.0);
     for (std::int64_t begin = 0; begin < tile.lines; begin += kGradBlockLines) {
       const std::int64_t end = std::min(begin + kGradBlockLines, tile.lines);
-      for_each_pack<scalar_t>(tile, begin, end, kGradBlockLines,
-                              [&](std::int64_t line, std::int64_t lines, std::int64_t column,
-                                  std::int64_t slot, std::int64_t lanes) {
-                                const P mean = P::load_acc(constants.mean + column, lanes);
-                                const P scale = P::load_acc(constants.scale + column, lanes);
-                                const P shift = P::load_acc(constants.shift + column, lanes);
-                                P dy_sum(0), dy_xmu_sum(0);
-                                for (std::int64_t i = 0; i < lines; ++i) {
-                                  const std::int64_t at =
-                                      tile.offset + (line + i) * tile.stride + column;
-                                  const P x = P::load(args.input + at, lanes);
-                                  const P dy = grad_after_activation<scalar_t, Act, kDerivative>(
-                                      args, at, x, mean, scale, shift, lanes);
-                                  dy_sum = dy_sum + dy;
-                                  dy_xmu_sum = Math<P>::fmadd(dy, x - mean, dy_xmu_sum);
-                                }
-                                dy_sum.store_acc(block_dy_ + slot);
-                                dy_xmu_sum.store_acc(block_dy_xmu_ + slot);
-                              });
+      for_each_pack<scalar_t>(
+          tile, begin, end, kGradBlockLines,
+          [&](std::int64_t line, std::int64_t lines, std::int64_t column, std::int64_t slot,
+              std::int64_t lanes) {
+        const P mean = P::load_acc(constants.mean + column, lanes);
+        const P scale = P::load_acc(constants.scale + column, lanes);
+        const P shift = P::load_acc(constants.shift + column, lanes);
+        P dy_sum(0), dy_xmu_sum(0);
+        for (std::int64_t i = 0; i < lines; ++i) {
+          const std::int64_t at = tile.offset + (line + i) * tile.stride + column;
+          const P x = P::load(args.input + at, lanes);
+          const P dy = grad_after_activation<scalar_t, Act, kDerivative>(
+              args, at, x, mean, scale, shift, lanes);
+          dy_sum = dy_sum + dy;
+          dy_xmu_sum = Math<P>::fmadd(dy, x - mean, dy_xmu_sum);
+        }
+        dy_sum.store_acc(block_dy_ + slot);
+        dy_xmu_sum.store_acc(block_dy_xmu_ + slot);
+      });
       for (std::int64_t i = 0; i < slots; ++i) {
         sum_dy_[i] += block_dy_[i];
         sum_dy_xmu_[i] += block_dy_xmu_[i];
       }
     }
+    slots_to_columns<scalar_t>(sum_dy_, tile.columns);
+    slots_to_columns<scalar_t>(sum_dy_xmu_, tile.columns);
   }
 
   // Of the `inner` columns of one channel.
   GradSums channel(std::int64_t column, std::int64_t inner) const {
     GradSums sums;
     for (std::int64_t i = column; i < column + inner; ++i) {
-      const std::int64_t slot = slot_of_column<scalar_t>(i, columns_);
-      sums.add({sum_dy_[slot], sum_dy_xmu_[slot]});
+      sums.add({sum_dy_[i], sum_dy_xmu_[i]});
     }
     return sums;
   }
 
  private:
-  std::int64_t columns_ = 0;
   alignas(64) acc_t block_dy_[kTileColumns];
   alignas(64) acc_t block_dy_xmu_[kTileColumns];
   alignas(64) double sum_dy_[kTileColumns];
@@ -316,36 +311,37 @@ void grad_reduce(const GradReduceArgs<scalar_t>& args, const Slab& slab) {
 // Frozen statistics do not depend on x: there are no coefficients, and a non-finite x must not
 // reach its gradient.
 template <typename scalar_t, typename Act, Derivative kDerivative>
-BNEXT_KERNEL void grad_apply_tile(const GradApplyArgs<scalar_t>& args,
-                                  const Tile& tile,
-                                  const GradConstants<scalar_t>& constants,
-                                  const AccType<scalar_t>* coef_x,
-                                  const AccType<scalar_t>* coef_0) {
+BNEXT_KERNEL void grad_apply_tile(
+    const GradApplyArgs<scalar_t>& args,
+    const Tile& tile,
+    const GradConstants<scalar_t>& constants,
+    const AccType<scalar_t>* coef_x,
+    const AccType<scalar_t>* coef_0) {
   using P = Pack<scalar_t>;
   const bool frozen = coef_x == nullptr;
   for_each_pack<scalar_t>(
       tile, 0, tile.lines, kApplyGroup,
       [&](std::int64_t line, std::int64_t lines, std::int64_t column, std::int64_t,
           std::int64_t lanes) {
-        const P mean = P::load_acc(constants.mean + column, lanes);
-        const P scale = P::load_acc(constants.scale + column, lanes);
-        const P shift = P::load_acc(constants.shift + column, lanes);
-        const P cx = frozen ? P(0) : P::load_acc(coef_x + column, lanes);
-        const P c0 = frozen ? P(0) : P::load_acc(coef_0 + column, lanes);
-        for (std::int64_t i = 0; i < lines; ++i) {
-          const std::int64_t at = tile.offset + (line + i) * tile.stride + column;
-          const P x = P::load(args.input + at, lanes);
-          const P dy = grad_after_activation<scalar_t, Act, kDerivative>(args, at, x, mean, scale,
-                                                                         shift, lanes);
-          if (args.grad_residual != nullptr) {
-            dy.store(args.grad_residual + at, lanes);
-          }
-          if (args.grad_input != nullptr) {
-            const P dx = frozen ? dy * scale : grad_input(dy, x, mean, scale, cx, c0);
-            dx.store(args.grad_input + at, lanes);
-          }
-        }
-      });
+    const P mean = P::load_acc(constants.mean + column, lanes);
+    const P scale = P::load_acc(constants.scale + column, lanes);
+    const P shift = P::load_acc(constants.shift + column, lanes);
+    const P cx = frozen ? P(0) : P::load_acc(coef_x + column, lanes);
+    const P c0 = frozen ? P(0) : P::load_acc(coef_0 + column, lanes);
+    for (std::int64_t i = 0; i < lines; ++i) {
+      const std::int64_t at = tile.offset + (line + i) * tile.stride + column;
+      const P x = P::load(args.input + at, lanes);
+      const P dy =
+          grad_after_activation<scalar_t, Act, kDerivative>(args, at, x, mean, scale, shift, lanes);
+      if (args.grad_residual != nullptr) {
+        dy.store(args.grad_residual + at, lanes);
+      }
+      if (args.grad_input != nullptr) {
+        const P dx = frozen ? dy * scale : grad_input(dy, x, mean, scale, cx, c0);
+        dx.store(args.grad_input + at, lanes);
+      }
+    }
+  });
 }
 
 template <typename scalar_t, typename Act, Derivative kDerivative>
@@ -369,11 +365,11 @@ void grad_apply(const GradApplyArgs<scalar_t>& args, const Slab& slab) {
 }
 
 template <typename scalar_t>
-constexpr Kernels<scalar_t> kernels_of = {reduce<scalar_t>, apply<scalar_t>, grad_reduce<scalar_t>,
-                                          grad_apply<scalar_t>};
+constexpr Kernels<scalar_t> kernels_of = {
+    reduce<scalar_t>, apply<scalar_t>, grad_reduce<scalar_t>, grad_apply<scalar_t>};
 
-constexpr KernelTable kTable = {kernels_of<float>, kernels_of<double>, kernels_of<c10::Half>,
-                                kernels_of<c10::BFloat16>};
+constexpr KernelTable kTable = {
+    kernels_of<float>, kernels_of<double>, kernels_of<c10::Half>, kernels_of<c10::BFloat16>};
 
 }  // namespace
 }  // namespace CPU_CAPABILITY

@@ -4,10 +4,8 @@ namespace bnext {
 namespace {
 
 template <typename acc_t>
-void update_channels(const std::vector<Welford<double>>& moments,
-                     double factor,
-                     acc_t* mean,
-                     acc_t* var) {
+void update_channels(
+    const std::vector<Welford<double>>& moments, double factor, acc_t* mean, acc_t* var) {
   for (std::size_t c = 0; c < moments.size(); ++c) {
     update_running_stats(moments[c], factor, mean[c], var[c]);
   }
@@ -36,11 +34,11 @@ void RunningStats::update(const std::vector<Welford<double>>& moments) const {
   const at::Tensor acc_mean = mean->to(acc).contiguous();
   const at::Tensor acc_var = var->to(acc).contiguous();
   if (acc == at::kDouble) {
-    update_channels(moments, factor, acc_mean.mutable_data_ptr<double>(),
-                    acc_var.mutable_data_ptr<double>());
+    update_channels(
+        moments, factor, acc_mean.mutable_data_ptr<double>(), acc_var.mutable_data_ptr<double>());
   } else {
-    update_channels(moments, factor, acc_mean.mutable_data_ptr<float>(),
-                    acc_var.mutable_data_ptr<float>());
+    update_channels(
+        moments, factor, acc_mean.mutable_data_ptr<float>(), acc_var.mutable_data_ptr<float>());
   }
   // Buffers of half precision or of a stride were updated in a copy.
   if (!acc_mean.is_same(*mean)) {

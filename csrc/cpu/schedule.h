@@ -19,8 +19,8 @@ constexpr std::int64_t kGrainElements = 32768;
 constexpr std::int64_t kMaxPieces = 64;
 // A ghost of this many elements stays in a core's cache from reduce to apply.
 constexpr std::int64_t kCacheElements = 262144;
-// Rows that a piece keeps, so that its per-column accumulators pay off.
-constexpr std::int64_t kMinRows = 64;
+// Lines of short runs that a piece keeps, so that its per-column accumulators pay off.
+constexpr std::int64_t kMinLines = 64;
 
 // One piece of one ghost.
 struct Piece {
@@ -42,7 +42,7 @@ class Schedule {
     ghost_elements_ = lines * line_length();
     const std::int64_t wanted =
         std::clamp<std::int64_t>(ghost_elements_ / kGrainElements, 1, kMaxPieces);
-    const std::int64_t min_lines = inner_ == 1 ? kMinRows : 1;
+    const std::int64_t min_lines = inner_ <= kShortRun ? kMinLines : 1;
     line_cuts_ = std::clamp<std::int64_t>(lines / min_lines, 1, wanted);
     channel_cuts_ = std::clamp<std::int64_t>(wanted / line_cuts_, 1, layout.n_channel);
     // Few, large planes are cut as well.

@@ -6,6 +6,7 @@
 
 #include "../checks.h"
 #include "../core/layout.h"
+#include "../dense_format.h"
 #include "kernels.h"
 
 namespace bnext {

@@ -12,9 +12,6 @@ namespace CPU_CAPABILITY {
 
 // Columns of a tile at most: its per-column accumulators stay in the first-level cache.
 constexpr std::int64_t kTileColumns = 512;
-// A channel's run of this many elements or fewer is a few columns of a wide tile; a longer one is a
-// tile of its own.
-constexpr std::int64_t kShortRun = 64;
 
 struct Tile {
   std::int64_t offset;  // of its first element in the slab
@@ -31,8 +28,9 @@ void for_each_tile(const Slab& slab, F&& f) {
   if (slab.inner <= kShortRun) {
     const std::int64_t columns = kTileColumns / slab.inner * slab.inner;
     for (std::int64_t begin = 0; begin < slab.length; begin += columns) {
-      f(Tile{begin, slab.lines, std::min(columns, slab.length - begin), slab.stride,
-             begin / slab.inner, slab.inner});
+      f(Tile{
+          begin, slab.lines, std::min(columns, slab.length - begin), slab.stride,
+          begin / slab.inner, slab.inner});
     }
     return;
   }
@@ -71,18 +69,20 @@ BNEXT_INLINE void for_each_pack(
   }
 }
 
-// The slot of each column's accumulator: those of the overlapping last pack are shifted.
-template <typename scalar_t>
-inline std::int64_t slot_of_column(std::int64_t column, std::int64_t length) {
-  constexpr std::int64_t kSize = Pack<scalar_t>::kSize;
-  const std::int64_t full = length / kSize * kSize;
-  return column < full || length < kSize ? column : column - length + kSize + full;
-}
-
 template <typename scalar_t>
 inline std::int64_t num_slots(std::int64_t length) {
   constexpr std::int64_t kSize = Pack<scalar_t>::kSize;
   return (length + kSize - 1) / kSize * kSize;
+}
+
+// Moves the values of the overlapping last pack from their slots to their columns.
+template <typename scalar_t, typename T>
+inline void slots_to_columns(T* values, std::int64_t length) {
+  constexpr std::int64_t kSize = Pack<scalar_t>::kSize;
+  const std::int64_t rest = length % kSize;
+  if (length > kSize && rest != 0) {
+    std::copy_n(values + length - rest + kSize - rest, rest, values + length - rest);
+  }
 }
 
 // One value per column of a tile from one per channel; no copy where they are the same.

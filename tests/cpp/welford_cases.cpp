@@ -1,5 +1,5 @@
-// csrc/core/welford.h against two passes in long double. u is the unit roundoff of T; the bounds are
-// to first order in u.
+// csrc/core/welford.h against two passes in long double. u is the unit roundoff of T; the bounds
+// are to first order in u.
 #include "core/welford.h"
 
 #include <array>
@@ -66,8 +66,9 @@ void push_matches_truth() {
       const Exact u = kUnit<T>, largest = max_abs(values);
       check_equal<T>(found.count, n, "count");
       check_close(found.mean, truth.mean, ((n + 1) / 2.0L + 4) * u * largest, "mean");
-      check_close(found.m2 / truth.m2, 1, u * (1.5L * (n + 1) * largest / truth.std() + n + 4),
-                  "M2 / truth");
+      check_close(
+          found.m2 / truth.m2, 1, u * (1.5L * (n + 1) * largest / truth.std() + n + 4),
+          "M2 / truth");
       check_equal(found.biased_variance(), found.m2 / static_cast<T>(n), "biased variance");
       check_equal(found.unbiased_variance(), found.m2 / static_cast<T>(n - 1), "unbiased variance");
     }
@@ -121,8 +122,9 @@ void check_merged(
   const Exact k = parts.size() - 1, error = k * kUnit<T> * (largest + 2 * (high - low));
   check_equal(found.count, static_cast<T>(truth.count), "count", where);
   check_close(found.mean, truth.mean, error, "mean", where);
-  check_close(found.m2 / truth.m2, 1, 2 * error / truth.std() + (2 * k + 5) * kUnit<T>,
-              "M2 / truth", where);
+  check_close(
+      found.m2 / truth.m2, 1, 2 * error / truth.std() + (2 * k + 5) * kUnit<T>, "M2 / truth",
+      where);
 }
 
 template <typename T>
@@ -141,8 +143,8 @@ void merge_in_any_order() {
         chain.merge(part(i));
       }
       check_merged(chain, parts);
-      check_merged(merged(merged(part(0), part(1)), merged(part(2), merged(part(3), part(4)))),
-                   parts);
+      check_merged(
+          merged(merged(part(0), part(1)), merged(part(2), merged(part(3), part(4)))), parts);
     } while (std::next_permutation(order.begin(), order.end()));
   }
 }
@@ -155,6 +157,9 @@ void merge_with_nothing() {
     check_equal(found.mean, some.mean, "mean");
     check_equal(found.m2, some.m2, "M2");
   }
+  // The square of this mean overflows: it must not be taken.
+  const auto large = pushed<T>({std::numeric_limits<T>::max() / 2});
+  check_equal(merged({}, large).m2, T(0), "M2 of one large value");
   check_equal(merged<T>({}, {}).count, T(0), "count of nothing");
   // An empty part may hold anything.
   check_equal(merged(some, {T(0), kNaN<T>, kNaN<T>}).mean, some.mean, "mean");
@@ -181,8 +186,8 @@ void large_counts() {
 
   // One value beside many, on either side: count 2^40 + 1 is kept, and M2 is n/(n + 1) delta^2.
   const double far = 1e8 + 1e6;
-  for (const auto& found : {merged<double>({n, 1e8, 0}, {1, far, 0}),
-                            merged<double>({1, far, 0}, {n, 1e8, 0})}) {
+  for (const auto& found :
+       {merged<double>({n, 1e8, 0}, {1, far, 0}), merged<double>({1, far, 0}, {n, 1e8, 0})}) {
     const Exact total = n + 1.0L, u = kUnit<double>;
     check_equal(found.count, n + 1, "count beside one");
     check_close(found.mean, 1e8L + 1e6L / total, 1.1e8L * u, "mean beside one");
@@ -218,10 +223,11 @@ void merge_equal_matches_truth() {
         const Moments truth = exact_merge(parts), of_means = exact_moments(means);
         const Exact pivot = (n + 1) * u * max_abs(means), sum_dd = of_means.m2 + n * pivot * pivot;
         check_equal(found.count, count * static_cast<T>(n), "count");
-        check_close(found.mean, truth.mean,
-                    u * (std::fabs(truth.mean) + (n + 3) * std::sqrt(sum_dd / n)), "mean");
-        check_close(found.m2, truth.m2, u * (count * (3 * n + 8) * sum_dd + (n + 1) * within),
-                    "M2");
+        check_close(
+            found.mean, truth.mean, u * (std::fabs(truth.mean) + (n + 3) * std::sqrt(sum_dd / n)),
+            "mean");
+        check_close(
+            found.m2, truth.m2, u * (count * (3 * n + 8) * sum_dd + (n + 1) * within), "M2");
         check_merged(chain, parts);
       }
     }
@@ -256,10 +262,11 @@ void shifted_moments_with_the_blocks_own_pivot() {
           const Exact e = k * u * max_abs(values);
           const Exact lemma = (1 + 2.0L * n / k) * truth.m2 + 2 * n * e * e;
           T mean, m2;
-          bnext::shifted_moments(bnext::finite_pivot(pivot), static_cast<T>(sum_d),
-                                 static_cast<T>(sum_dd), T(1) / T(n), mean, m2);
-          check_close(mean, truth.mean,
-                      u * (std::fabs(truth.mean) + 4 * std::sqrt(sum_dd / n)), "mean");
+          bnext::shifted_moments(
+              bnext::finite_pivot(pivot), static_cast<T>(sum_d), static_cast<T>(sum_dd),
+              T(1) / T(n), mean, m2);
+          check_close(
+              mean, truth.mean, u * (std::fabs(truth.mean) + 4 * std::sqrt(sum_dd / n)), "mean");
           check_close(m2, truth.m2, 7 * u * lemma, "M2");
         }
       }
@@ -307,12 +314,10 @@ void not_finite_values() {
     T mean;
   };
   const T inf = kInf<T>, nan = kNaN<T>;
-  for (const Example& example : {Example{{inf, 1, 2, -3}, inf},
-                                 Example{{-inf, 1, 2, -3}, -inf},
-                                 Example{{inf, inf, 2, -3}, inf},
-                                 Example{{inf, -inf, 1, 2}, nan},
-                                 Example{{nan, 1, 2, 3}, nan},
-                                 Example{{nan, inf, 0, 0}, nan}}) {
+  for (const Example& example :
+       {Example{{inf, 1, 2, -3}, inf}, Example{{-inf, 1, 2, -3}, -inf},
+        Example{{inf, inf, 2, -3}, inf}, Example{{inf, -inf, 1, 2}, nan},
+        Example{{nan, 1, 2, 3}, nan}, Example{{nan, inf, 0, 0}, nan}}) {
     std::array<int, 4> order{0, 1, 2, 3};
     do {
       std::vector<T> values;
@@ -322,16 +327,18 @@ void not_finite_values() {
       check_not_finite(pushed(values), example.mean);
       for (int cut = 1; cut < 4; ++cut) {
         const auto middle = values.begin() + cut;
-        check_not_finite(merged(pushed(std::vector<T>(values.begin(), middle)),
-                                pushed(std::vector<T>(middle, values.end()))),
-                         example.mean);
+        check_not_finite(
+            merged(
+                pushed(std::vector<T>(values.begin(), middle)),
+                pushed(std::vector<T>(middle, values.end()))),
+            example.mean);
       }
       const std::vector<T> m2(4, T(0));
       check_not_finite(bnext::merge_equal(values.data(), m2.data(), 4, T(2)), example.mean);
       const T sum = std::accumulate(values.begin(), values.end(), T(0));
       Welford<T> block{4};
-      bnext::shifted_moments(bnext::finite_pivot(sum), sum, sum * sum, T(0.25), block.mean,
-                             block.m2);
+      bnext::shifted_moments(
+          bnext::finite_pivot(sum), sum, sum * sum, T(0.25), block.mean, block.m2);
       check_not_finite(block, example.mean);
     } while (std::next_permutation(order.begin(), order.end()));
   }
