@@ -72,29 +72,34 @@ class BatchNormFunction(torch.autograd.Function):
                 save_mean.shape[0],
             )
         else:
-            grads = ops.batch_norm_backward(
-                grad_output,
-                input,
-                weight,
-                bias,
-                output,
-                residual,
-                *stats,
-                ctx.training,
-                activation,
-                [wants_input, wants_residual and activation is not None],
-            )
+            with torch._C._AutoDispatchBelowAutograd():
+                grads = ops.batch_norm_backward(
+                    grad_output,
+                    input,
+                    weight,
+                    bias,
+                    output,
+                    residual,
+                    *stats,
+                    ctx.training,
+                    activation,
+                    [wants_input, wants_residual and activation is not None],
+                )
         grad_input, grad_weight, grad_bias, grad_residual = grads
         if activation is None:
             grad_residual = grad_output
         return (
             grad_input if wants_input else None,
-            grad_weight.to(weight.dtype) if wants_weight else None,
-            grad_bias.to(bias.dtype) if wants_bias else None,
+            _as_dtype_of(weight, grad_weight) if wants_weight else None,
+            _as_dtype_of(bias, grad_bias) if wants_bias else None,
             *no_grads[:3],
             grad_residual if wants_residual else None,
             *no_grads[:5],
         )
+
+
+def _as_dtype_of(parameter: Tensor, grad: Tensor) -> Tensor:
+    return grad if grad.dtype == parameter.dtype else grad.to(parameter.dtype)  # `to` costs 3 us
 
 
 def needs_formula(*tensors: Tensor | None) -> bool:

@@ -2,7 +2,7 @@
 //
 // B. P. Welford, "Note on a method for calculating corrected sums of squares and products" (1962);
 // T. F. Chan, G. H. Golub, R. J. LeVeque, "Algorithms for computing the sample variance" (1983),
-// eq. (2.1). docs/math.md derives the error bounds.
+// eq. (1.5). docs/math.md derives the error bounds.
 #pragma once
 
 #include <cstdint>
@@ -54,7 +54,7 @@ struct Welford {
     count += 1;
     const T delta = x - mean;
     const T pushed = mean + delta / count;
-    m2 = count == 1 ? delta - delta : Math<T>::fmadd(delta, x - pushed, m2);
+    m2 = Math<T>::fmadd(delta, x - pushed, m2);
     mean = Math<T>::where_nan(pushed, mean + x, pushed);
   }
 

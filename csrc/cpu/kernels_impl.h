@@ -14,9 +14,19 @@ namespace {
 constexpr std::int64_t kBlockLines = 64;
 constexpr std::int64_t kGradBlockLines = 16;
 
-// Lines of one column read together; also what the pivot of a block is the mean of.
-constexpr std::int64_t kReduceGroup = 8;
-constexpr std::int64_t kApplyGroup = 4;
+// The first lines of a block, whose mean is its pivot.
+constexpr std::int64_t kPivotLines = 8;
+
+// Lines of one column read together, so that what belongs to the column is loaded once for all of
+// them: only as many as lie close together, since the prefetchers follow one stream a page.
+constexpr std::int64_t kMaxLinesAtOnce = 8;
+constexpr std::int64_t kNearElements = 256;
+
+constexpr std::int64_t kMinLinesAdded = 4;
+
+inline std::int64_t lines_at_once(const Tile& tile) {
+  return std::clamp<std::int64_t>(kNearElements / tile.stride, 1, kMaxLinesAtOnce);
+}
 
 // Moments of each column of a tile. A block of lines is read once: the mean of its first group of
 // k lines is the pivot of all its n lines, so that sum(d * d) <= (1 + n / k) * M2 and the
@@ -51,13 +61,28 @@ class TileMoments {
  private:
   BNEXT_INLINE void add_block(
       const scalar_t* input, const Tile& tile, std::int64_t begin, std::int64_t end) {
+    const std::int64_t pivot_end = std::min(begin + kPivotLines, end);
+    add_lines<true>(input, tile, begin, pivot_end, kPivotLines);
+    // Some lines at once in any case: their sum is then added to that of the block, which rounds
+    // less than 64 additions in a row.
+    const std::int64_t group = std::max(kMinLinesAdded, lines_at_once(tile));
+    add_lines<false>(input, tile, pivot_end, end, group);
+  }
+
+  template <bool kFirst>
+  BNEXT_INLINE void add_lines(
+      const scalar_t* input,
+      const Tile& tile,
+      std::int64_t begin,
+      std::int64_t end,
+      std::int64_t group) {
     for_each_pack<scalar_t>(
-        tile, begin, end, kReduceGroup,
+        tile, begin, end, group,
         [&](std::int64_t line, std::int64_t lines, std::int64_t column, std::int64_t slot,
             std::int64_t lanes) {
       const scalar_t* x = input + line * tile.stride + column;
       P pivot, sum_d(0), sum_dd(0);
-      if (line == begin) {
+      if constexpr (kFirst) {
         P sum = P::load(x, lanes);
         for (std::int64_t i = 1; i < lines; ++i) {
           sum = sum + P::load(x + i * tile.stride, lanes);
@@ -66,13 +91,15 @@ class TileMoments {
         pivot.store_acc(pivot_ + slot);
       } else {
         pivot = P::load_acc(pivot_ + slot);
-        sum_d = P::load_acc(sum_d_ + slot);
-        sum_dd = P::load_acc(sum_dd_ + slot);
       }
       for (std::int64_t i = 0; i < lines; ++i) {
         const P d = P::load(x + i * tile.stride, lanes) - pivot;
         sum_d = sum_d + d;
         sum_dd = Math<P>::fmadd(d, d, sum_dd);
+      }
+      if constexpr (!kFirst) {
+        sum_d = P::load_acc(sum_d_ + slot) + sum_d;
+        sum_dd = P::load_acc(sum_dd_ + slot) + sum_dd;
       }
       sum_d.store_acc(sum_d_ + slot);
       sum_dd.store_acc(sum_dd_ + slot);
@@ -128,7 +155,7 @@ BNEXT_KERNEL void apply_tile(
     const AccType<scalar_t>* shift) {
   using P = Pack<scalar_t>;
   for_each_pack<scalar_t>(
-      tile, 0, tile.lines, kApplyGroup,
+      tile, 0, tile.lines, lines_at_once(tile),
       [&](std::int64_t line, std::int64_t lines, std::int64_t column, std::int64_t,
           std::int64_t lanes) {
     const P m = P::load_acc(mean + column, lanes);
@@ -243,13 +270,17 @@ class TileGradSums {
     for (std::int64_t begin = 0; begin < tile.lines; begin += kGradBlockLines) {
       const std::int64_t end = std::min(begin + kGradBlockLines, tile.lines);
       for_each_pack<scalar_t>(
-          tile, begin, end, kGradBlockLines,
+          tile, begin, end, lines_at_once(tile),
           [&](std::int64_t line, std::int64_t lines, std::int64_t column, std::int64_t slot,
               std::int64_t lanes) {
         const P mean = P::load_acc(constants.mean + column, lanes);
         const P scale = P::load_acc(constants.scale + column, lanes);
         const P shift = P::load_acc(constants.shift + column, lanes);
         P dy_sum(0), dy_xmu_sum(0);
+        if (line != begin) {
+          dy_sum = P::load_acc(block_dy_ + slot);
+          dy_xmu_sum = P::load_acc(block_dy_xmu_ + slot);
+        }
         for (std::int64_t i = 0; i < lines; ++i) {
           const std::int64_t at = tile.offset + (line + i) * tile.stride + column;
           const P x = P::load(args.input + at, lanes);
@@ -320,7 +351,7 @@ BNEXT_KERNEL void grad_apply_tile(
   using P = Pack<scalar_t>;
   const bool frozen = coef_x == nullptr;
   for_each_pack<scalar_t>(
-      tile, 0, tile.lines, kApplyGroup,
+      tile, 0, tile.lines, lines_at_once(tile),
       [&](std::int64_t line, std::int64_t lines, std::int64_t column, std::int64_t,
           std::int64_t lanes) {
     const P mean = P::load_acc(constants.mean + column, lanes);
