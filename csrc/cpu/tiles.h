@@ -85,6 +85,15 @@ inline void slots_to_columns(T* values, std::int64_t length) {
   }
 }
 
+// Lines of one column read together, so that what belongs to the column is loaded once for all of
+// them: only as many as lie close together, since the prefetchers follow one stream a page.
+constexpr std::int64_t kMaxLinesAtOnce = 8;
+constexpr std::int64_t kNearElements = 256;
+
+inline std::int64_t lines_at_once(const Tile& tile) {
+  return std::clamp<std::int64_t>(kNearElements / tile.stride, 1, kMaxLinesAtOnce);
+}
+
 // One value per column of a tile from one per channel; no copy where they are the same.
 template <typename acc_t>
 class ColumnConstants {
