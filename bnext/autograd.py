@@ -15,7 +15,17 @@ from torch.autograd import forward_ad
 from bnext import ops
 from bnext.reference import batch_norm_backward_reference, batch_norm_reference
 
-_NUM_TENSORS = 7  # batch_norm's leading arguments: input ... residual
+# batch_norm's leading arguments.
+_TENSOR_NAMES = (
+    "input",
+    "weight",
+    "bias",
+    "running_mean",
+    "running_var",
+    "num_batches_tracked",
+    "residual",
+)
+_NUM_TENSORS = len(_TENSOR_NAMES)
 
 
 class BatchNormFunction(torch.autograd.Function):
@@ -120,12 +130,13 @@ def batch_norm(*args: Any) -> Tensor:
     """The differentiable ``torch.ops.bnext.batch_norm``: its arguments, its first output."""
     if torch.compiler.is_compiling():  # the graph shall hold the op, not what the Function does
         return ops.batch_norm(*args)[0]
-    # Both tests are of global state, and cheap; only when one holds are the tensors looked at.
-    if (
-        _functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
-    ) and needs_formula(*args[:_NUM_TENSORS]):
+    # Under a functorch transform also an untracked tensor cannot enter the Function.
+    if _functorch.peek_interpreter_stack() is not None:
         return _formula(*args)
-    if torch.is_grad_enabled():
+    if forward_ad._current_level >= 0 and needs_formula(*args[:_NUM_TENSORS]):
+        return _formula(*args)
+    # torch.jit.trace would record the Function and the op in it, and run both.
+    if torch.is_grad_enabled() and not torch.jit.is_tracing():
         return BatchNormFunction.apply(*args)[0]
     with torch._C._AutoDispatchBelowAutograd():
         return ops.batch_norm(*args)[0]
@@ -146,6 +157,8 @@ def _formula(
     ghost_batch_size: int | None,
 ) -> Tensor:
     tensors = (input, weight, bias, running_mean, running_var, num_batches_tracked, residual)
+    for name, tensor in zip(_TENSOR_NAMES, tensors, strict=True):
+        _check_dense_on(input.device, name, tensor)
     # The op on meta tensors makes all its checks; outside the functorch levels, which would wrap
     # the meta tensors too.
     with temporarily_clear_interpreter_stack(), torch._C._AutoDispatchBelowAutograd():
@@ -160,7 +173,6 @@ def _formula(
     counter = num_batches_tracked if training else None
     if counter is not None and momentum is None:
         momentum = 1.0 / (float(counter) + 1.0)
-    assert momentum is not None or running_mean is None
     output = batch_norm_reference(
         input,
         running_mean,
@@ -177,6 +189,16 @@ def _formula(
     if counter is not None:  # last: the update of the running statistics may have raised (vmap)
         counter.add_(1)
     return output
+
+
+def _check_dense_on(device: torch.device, name: str, tensor: Tensor | None) -> None:
+    """What the meta tensors cannot show."""
+    if tensor is None:
+        return
+    if tensor.layout != torch.strided:
+        raise RuntimeError(f"{name} must be a dense (strided) tensor, got layout {tensor.layout}")
+    if tensor.device != device:
+        raise RuntimeError(f"{name} must be on input's device {device}, got {tensor.device}")
 
 
 def _like_on_meta(tensor: Tensor | None) -> Tensor | None:

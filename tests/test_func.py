@@ -347,3 +347,30 @@ def test_raw_op_with_a_dual_tensor_is_right_or_refuses() -> None:
             return
         assert actual is not None, "the tangent was dropped"
         assert_all_close(actual, expected)
+
+
+def test_untracked_input_under_a_transform() -> None:
+    """What does not depend on the transformed argument is computed all the same."""
+    x = torch.randn(5, 4)
+    layer, twin = bnext.BatchNorm1d(4).eval(), nn.BatchNorm1d(4).eval()
+    ours = torch.func.grad(lambda a: (layer(x) * a).sum())(torch.ones(5, 4))
+    torch.testing.assert_close(ours, twin(x))
+    ours = torch.vmap(lambda a: layer(x) * a)(torch.ones(3))
+    torch.testing.assert_close(ours, twin(x).expand(3, 5, 4))
+
+
+def test_cumulative_momentum_in_eval() -> None:
+    x = torch.randn(5, 4)
+    layer, twin = (m.BatchNorm1d(4, momentum=None).eval() for m in (bnext, nn))
+    ours = torch.func.grad(lambda x: layer(x).pow(3).sum())(x)
+    torch.testing.assert_close(ours, torch.func.grad(lambda x: twin(x).pow(3).sum())(x))
+
+
+def test_trace_runs_the_op_once() -> None:
+    layer = bnext.BatchNorm1d(4)
+    traced = torch.jit.trace(layer, torch.randn(5, 4), check_trace=False)
+    before = int(layer.num_batches_tracked)
+    x = torch.randn(5, 4, requires_grad=True)
+    traced(x).pow(3).sum().backward()
+    assert int(traced.num_batches_tracked) == before + 1
+    assert x.grad is not None and x.grad.abs().sum() > 0

@@ -67,7 +67,10 @@ struct GradSums {
 
   // The kernels sum dy * (x - mean_hi), since x - mean_hi is exact or nearly so; the low part of
   // the mean follows once per channel.
-  BNEXT_HD void subtract_mean_lo(double mean_lo) { sum_dy_xmu -= mean_lo * sum_dy; }
+  BNEXT_HD void subtract_mean_lo(double mean_lo) {
+    const double low = mean_lo * sum_dy;
+    sum_dy_xmu -= Math<double>::where_nan(low - low, 0.0, low);  // 0 * inf would be NaN
+  }
 };
 
 // grad_input = scale * dy + (x - mean) * coef_x + coef_0, dy the gradient after the activation.
