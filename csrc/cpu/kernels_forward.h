@@ -15,6 +15,7 @@ constexpr std::int64_t kBlockLines = 64;
 // The first lines of a block, whose mean is its pivot.
 constexpr std::int64_t kPivotLines = 8;
 
+// The least lines that are summed before their sum is added to the block's.
 constexpr std::int64_t kMinLinesAdded = 4;
 
 // Moments of each column of a tile. A block of lines is read once: the mean of its first group of
