@@ -1,0 +1,23 @@
+// What the sanitizers know of memory that one CUDA thread or block takes over from another.
+#pragma once
+
+#include <cstddef>
+
+#pragma GCC visibility push(hidden)
+
+namespace simt {
+
+// ThreadSanitizer: the accesses seen so far are of another life of this memory.
+void forget_accesses(const void* address, std::size_t bytes);
+
+// AddressSanitizer: an access is an error, or is one no longer.
+void poison(const void* address, std::size_t bytes);
+void unpoison(const void* address, std::size_t bytes);
+
+// As memset and memcpy, which the sanitizers would take for accesses by the running CUDA thread.
+void fill_unseen(void* to, int value, std::size_t bytes);
+void copy_unseen(void* to, const void* from, std::size_t bytes);
+
+}  // namespace simt
+
+#pragma GCC visibility pop

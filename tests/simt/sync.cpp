@@ -1,0 +1,205 @@
+// Barriers and warp operations.
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "sanitizers.h"
+#include "scheduler.h"
+#include "settings.h"
+
+namespace simt {
+namespace {
+
+bool same(const Site& a, const Site& b) {
+  return a.line() == b.line() && a.column() == b.column() &&
+         std::strcmp(a.file_name(), b.file_name()) == 0;
+}
+
+const char* name(WarpOp op) {
+  switch (op) {
+    case WarpOp::kSync:
+      return "__syncwarp";
+    case WarpOp::kShuffle:
+      return "shuffle";
+    default:
+      return "vote";
+  }
+}
+
+std::string hex(unsigned mask) {
+  std::string result = "0x";
+  for (int shift = 28; shift >= 0; shift -= 4) result += "0123456789abcdef"[mask >> shift & 15u];
+  return result;
+}
+
+std::string here(const char* what, const Site& site, const Thread& thread) {
+  return std::string(what) + " at " + to_string(site) + " by " + to_string(thread) + ": ";
+}
+
+Thread& lane_of(Thread& thread, unsigned lane) {
+  return thread.block->threads[thread.number / 32 * 32 + lane];
+}
+
+Thread& first_lane(Thread& thread, unsigned mask) {
+  return lane_of(thread, unsigned(std::countr_zero(mask)));
+}
+
+void check_mask(
+    Thread& thread, const Warp& warp, const char* what, unsigned mask, const Site& site) {
+  Launch& launch = *launch_in_progress;
+  std::string named = "the mask " + hex(mask) + " names ";
+  if ((mask >> thread.lane() & 1u) == 0) {
+    launch.fail(
+        here(what, site, thread) + "its lane " + std::to_string(thread.lane()) +
+        " is not in its own mask " + hex(mask));
+  }
+  if (unsigned missing = mask & ~warp.lanes) {
+    launch.fail(
+        here(what, site, thread) + named + "lane " + std::to_string(std::countr_zero(missing)) +
+        ", which the block does not have");
+  }
+  if (unsigned exited = mask & warp.exited) {
+    launch.fail(
+        here(what, site, thread) + named + to_string(first_lane(thread, exited)) +
+        ", which has exited");
+  }
+  if (unsigned waiting = mask & warp.at_barrier) {
+    Thread& other = first_lane(thread, waiting);
+    launch.fail(
+        here(what, site, thread) + named + to_string(other) + ", which waits in __syncthreads at " +
+        to_string(other.site));
+  }
+}
+
+// The group to join. Others may be under way, unless they wait for this lane and it for them.
+WarpGroup& group_of(Thread& thread, Warp& warp, WarpOp op, unsigned mask, const Site& site) {
+  for (WarpGroup& group : warp.groups) {
+    if (group.op == op && group.mask == mask && same(group.site, site)) return group;
+    if ((group.mask >> thread.lane() & 1u) == 0) continue;
+    unsigned both = group.arrived & mask;
+    if (both == 0) continue;
+    launch_in_progress->fail(
+        here(name(op), site, thread) + "mask " + hex(mask) + ", but " +
+        to_string(first_lane(thread, both)) + " waits for it in a " + name(group.op) + " at " +
+        to_string(group.site) + " with mask " + hex(group.mask));
+  }
+  warp.groups.push_back({op, mask, 0, site});
+  return warp.groups.back();
+}
+
+// All have arrived. Results are read now: a lane's value may be its next operation's by the time
+// another lane runs.
+void complete(Thread& thread, Warp& warp, WarpGroup group) {
+  unsigned votes = 0;
+  for (unsigned rest = group.mask; rest != 0; rest &= rest - 1) {
+    unsigned lane = unsigned(std::countr_zero(rest));
+    votes |= unsigned(lane_of(thread, lane).value != 0) << lane;
+  }
+  std::erase_if(warp.groups, [&](const WarpGroup& other) {
+    return other.op == group.op && other.mask == group.mask && same(other.site, group.site);
+  });
+  for (unsigned rest = group.mask; rest != 0; rest &= rest - 1) {
+    Thread& other = lane_of(thread, unsigned(std::countr_zero(rest)));
+    if (group.op == WarpOp::kShuffle) {
+      if ((group.mask >> other.source & 1u) == 0) {
+        launch_in_progress->fail(
+            here("shuffle", group.site, other) + "reads lane " + std::to_string(other.source) +
+            ", which is not in the mask " + hex(group.mask));
+      }
+      other.result = lane_of(thread, other.source).value;
+    } else {
+      other.result = votes;
+    }
+    launch_in_progress->make_ready(other);
+  }
+  launch_in_progress->note_progress();
+}
+
+}  // namespace
+
+void barrier(const Site& site) {
+  Thread& thread = current_thread();
+  Launch& launch = *launch_in_progress;
+  Block& block = *thread.block;
+  Warp& warp = block.warps[thread.number / 32];
+  if (block.exited != 0) {
+    auto exited = [](const Thread& t) { return t.state == Thread::State::kExited; };
+    const Thread& other = *std::find_if(block.threads.begin(), block.threads.end(), exited);
+    launch.fail(here("__syncthreads", site, thread) + to_string(other) + " has exited");
+  }
+  for (const WarpGroup& group : warp.groups) {
+    if ((group.mask >> thread.lane() & 1u) == 0) continue;
+    launch.fail(
+        here("__syncthreads", site, thread) + to_string(first_lane(thread, group.arrived)) +
+        " waits for it in a " + name(group.op) + " at " + to_string(group.site));
+  }
+  if (block.at_barrier != 0) {
+    auto waits = [](const Thread& t) { return t.state == Thread::State::kBarrier; };
+    const Thread& other = *std::find_if(block.threads.begin(), block.threads.end(), waits);
+    if (!same(other.site, site)) {
+      launch.fail(
+          here("__syncthreads", site, thread) + to_string(other) +
+          " waits in another __syncthreads at " + to_string(other.site));
+    }
+  }
+  char* token = &block.barrier_tokens[block.barriers % 2];
+  if (under_tsan()) __tsan_release(token);
+  thread.state = Thread::State::kBarrier;
+  thread.site = site;
+  thread.unchanged_atomics = 0;
+  warp.at_barrier |= 1u << thread.lane();
+  if (++block.at_barrier == block.threads.size()) {
+    block.at_barrier = 0;
+    ++block.barriers;
+    for (Warp& each : block.warps) each.at_barrier = 0;
+    for (Thread& each : block.threads) launch.make_ready(each);
+    launch.note_progress();
+  }
+  launch.suspend();
+  if (under_tsan()) __tsan_acquire(token);
+}
+
+std::uint64_t warp_op(
+    WarpOp op, unsigned mask, std::uint64_t value, unsigned source, const Site& site) {
+  Thread& thread = current_thread();
+  Warp& warp = thread.block->warps[thread.number / 32];
+  check_mask(thread, warp, name(op), mask, site);
+  WarpGroup& group = group_of(thread, warp, op, mask, site);
+  char* token = nullptr;
+  if (under_tsan() && (op == WarpOp::kSync || settings.shuffles_order_memory)) {
+    // A token of the mask's own: one of the warp would order lanes that do not take part.
+    auto& owned = warp.tokens[mask];
+    if (owned == nullptr) owned = std::make_unique<char>();
+    token = owned.get();
+    __tsan_release(token);
+  }
+  thread.state = Thread::State::kWarp;
+  thread.site = site;
+  thread.value = value;
+  thread.source = source;
+  thread.unchanged_atomics = 0;
+  group.arrived |= 1u << thread.lane();
+  if (group.arrived == mask) complete(thread, warp, group);
+  launch_in_progress->suspend();
+  if (token != nullptr) __tsan_acquire(token);
+  return thread.result;
+}
+
+unsigned active_mask() {
+  Thread& thread = current_thread();
+  const Warp& warp = thread.block->warps[thread.number / 32];
+  return warp.lanes & ~warp.exited;
+}
+
+unsigned lane() {
+  return current_thread().lane();
+}
+
+void fail_bad_width(int width, const Site& site) {
+  Thread& thread = current_thread();
+  launch_in_progress->fail(
+      here("shuffle", site, thread) + "the width " + std::to_string(width) +
+      " is not a power of two up to 32");
+}
+
+}  // namespace simt
