@@ -6,7 +6,8 @@ VENV ?= .venv
 TORCH ?= torch==2.14.1
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh') \
+  setup.py tools/cuda_build.py pyproject.toml
 
 # Threads that spin while they wait take the cores from those that work.
 export OMP_WAIT_POLICY ?= passive
@@ -26,18 +27,21 @@ accuracy: $(VENV)/built
 lint: $(VENV)/built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 	$(BIN)/mypy
 
 format: $(VENV)/built
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h')
+	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
-# The extras first: they change less often than the sources, and bring what the build needs.
+# The extras first: they change less often than the sources, and bring what the build needs: for a
+# CUDA build of torch, nvcc too.
 $(VENV)/requirements: pyproject.toml tools/extras.py
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -q "$(TORCH)" $$($(BIN)/python tools/extras.py build test cli demo dev)
+	$(PIP) install -q "$(TORCH)" numpy
+	$(PIP) install -q "$(TORCH)" $$($(BIN)/python tools/extras.py build test cli demo dev \
+	  $$($(BIN)/python -c 'import torch; print("cuda" if torch.version.cuda else "")'))
 	touch $@
 
 $(VENV)/built: $(VENV)/requirements $(SOURCES)

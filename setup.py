@@ -1,12 +1,18 @@
 """Builds bnext._C, the C++ extension. Everything else about the package is in pyproject.toml."""
 
+import os
+import sys
+import sysconfig
 from pathlib import Path
 
 import torch
-from setuptools import setup
-from torch.utils.cpp_extension import BuildExtension, CppExtension
+from setuptools import Extension, setup
+from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parent
+sys.path.insert(0, str(ROOT))  # a build by pip does not start here
+
+from tools import cuda_build  # noqa: E402
 
 # -ffp-contract=off: the kernels say where they want a fused multiply-add, so that forward and
 # backward recompute the same pre-activation. -fopenmp only compiles: at::parallel_for's pool is
@@ -24,39 +30,89 @@ CXX_FLAGS = [
     "-Wno-psabi",
     "-DPy_LIMITED_API=0x030A0000",
 ]
+# --fmad=false is nvcc's -ffp-contract=off. --threads: two architectures at once, which shortens
+# the tail of the build, where one file is left.
+NVCC_FLAGS = [
+    "-O3",
+    "-std=c++20",
+    "--fmad=false",
+    "--threads=2",
+    "-Xcompiler=-fvisibility=hidden",
+]
 
 
-def write_build_info() -> None:
+def decide() -> cuda_build.Decision:
+    if not files("cuda/*.cu"):
+        return cuda_build.Decision(
+            None, "bnext has no CUDA kernels yet: this release is for the CPU"
+        )
+    toolkits = cuda_build.find_toolkits(os.environ, WHEELS)
+    force = os.environ.get("BNEXT_CUDA")
+    return cuda_build.decide(torch.__version__, torch.version.cuda, toolkits, force)
+
+
+def files(*patterns: str) -> list[str]:
+    paths = [path for pattern in patterns for path in (ROOT / "csrc").glob(pattern)]
+    return sorted(str(path.relative_to(ROOT)) for path in paths)
+
+
+def write_build_info(decision: cuda_build.Decision) -> None:
     """Records what the extension was built for, so that a mismatch can be told to the user."""
+    toolkit = decision.toolkit
     info = {
         "torch": torch.__version__,
-        "cuda": False,
-        "cuda_reason": "bnext has no CUDA kernels yet: this release is for the CPU",
+        "cuda": toolkit is not None,
+        "cuda_reason": decision.reason,
+        "cuda_toolkit": toolkit.version if toolkit else None,
+        "cuda_archs": os.environ["TORCH_CUDA_ARCH_LIST"] if toolkit else None,
     }
     lines = [f"{key} = {value!r}" for key, value in info.items()]
     target = ROOT / "bnext" / "_build_info.py"
     target.write_text('"""Written by setup.py."""\n\n' + "\n".join(lines) + "\n")
+    print(f"bnext: CUDA {'yes' if toolkit else 'no'} ({decision.reason})", flush=True)
 
 
-def sources() -> list[str]:
-    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cpp"))
+def extension(toolkit: cuda_build.Toolkit | None) -> Extension:
+    sources = files("*.cpp", "cpu/*.cpp")
+    options = {
+        "depends": files("**/*.h", "**/*.cuh"),
+        "extra_compile_args": {"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
+        "py_limited_api": True,
+    }
+    if toolkit is None:
+        return cpp_extension.CppExtension("bnext._C", sources, **options)
+    cpp_extension.CUDA_HOME = str(toolkit.home)
+    built = cpp_extension.CUDAExtension(
+        "bnext._C",
+        [*sources, *files("cuda/*.cpp", "cuda/*.cu")],
+        define_macros=[("BNEXT_WITH_CUDA", None)],
+        **options,
+    )
+    # After the toolkit's own, which may be only a part: torch's headers ask for cusparse.h, ...
+    built.include_dirs.append(str(WHEELS / "include"))
+    built.library_dirs += cuda_build.link_cudart(WHEELS, ROOT / "build" / "cudart")
+    return built
 
 
-def headers() -> list[str]:
-    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h"))
+class BuildExtension(cpp_extension.BuildExtension):
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        # `pip install -e` would have a temporary folder here. In one that stays, ninja compiles
+        # only what changed.
+        self.build_temp = "build/objects"
 
 
-write_build_info()
+WHEELS = cuda_build.wheels_folder(Path(torch.__file__).parent, torch.version.cuda)
+os.environ["TORCH_CUDA_ARCH_LIST"] = (
+    os.environ.get("TORCH_CUDA_ARCH_LIST") or cuda_build.DEFAULT_ARCHS
+)
+# The ninja of this environment, which is on PATH only where it is activated.
+os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
+os.environ.setdefault("MAX_JOBS", str(os.cpu_count() or 1))  # ninja's own default is two more
+decision = decide()
+write_build_info(decision)
 setup(
-    ext_modules=[
-        CppExtension(
-            "bnext._C",
-            sources(),
-            depends=headers(),
-            extra_compile_args={"cxx": CXX_FLAGS},
-            py_limited_api=True,
-        )
-    ],
-    cmdclass={"build_ext": BuildExtension.with_options(use_ninja=True)},
+    ext_modules=[extension(decision.toolkit)],
+    cmdclass={"build_ext": BuildExtension},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -10,7 +10,10 @@ from bnext.ops import batch_norm as _loaded  # noqa: F401  (registers the ops)
 
 
 def build_info() -> dict[str, Any]:
-    """Version, torch versions (built for, running), instruction sets, CUDA and why (not)."""
+    """Version, torch versions (built for, running), instruction sets, CUDA and why (not).
+
+    ``cuda_toolkit`` and ``cuda_archs`` are None without CUDA.
+    """
     return {
         "version": __version__,
         "torch_built": _build_info.torch,
@@ -19,6 +22,8 @@ def build_info() -> dict[str, Any]:
         "isa": torch.ops.bnext.cpu_isa(),
         "cuda": _build_info.cuda,
         "cuda_reason": _build_info.cuda_reason,
+        "cuda_toolkit": _build_info.cuda_toolkit,
+        "cuda_archs": _build_info.cuda_archs,
     }
 
 
@@ -29,6 +34,8 @@ def show_config() -> None:
     print(f"  torch: built for {info['torch_built']}, running {info['torch']}")
     print(f"  CPU instruction sets: {', '.join(info['isas'])}; in use: {info['isa']}")
     print(f"  CUDA: {'yes' if info['cuda'] else 'no'} ({info['cuda_reason']})")
+    if info["cuda"]:
+        print(f"  GPU architectures: {info['cuda_archs'].replace(';', ', ')}")
 
 
 __all__ = ["build_info", "show_config"]

@@ -1,0 +1,100 @@
+"""Whether setup.py builds the CUDA kernels, with which toolkit, and why not."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+# Turing to Blackwell, as torch's own CUDA 13 wheels; PTX of the last one for what comes after it.
+DEFAULT_ARCHS = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+
+
+class Toolkit(NamedTuple):
+    home: Path
+    version: str  # "13.0"
+    origin: str  # where it was found, for messages
+
+
+class Decision(NamedTuple):
+    toolkit: Toolkit | None  # None: the build is for the CPU alone
+    reason: str
+
+
+def wheels_folder(torch_folder: Path, torch_cuda: str | None) -> Path:
+    """Where torch's dependencies and the wheel nvidia-cuda-nvcc install CUDA from version 13 on."""
+    return torch_folder.parent / "nvidia" / f"cu{(torch_cuda or '').split('.')[0]}"
+
+
+def nvcc_version(nvcc: Path) -> str | None:
+    try:
+        text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    except OSError:
+        return None
+    found = re.search(r"release (\d+\.\d+)", text)
+    return found[1] if found else None
+
+
+def find_toolkits(environ: Mapping[str, str], wheels: Path) -> list[Toolkit]:
+    """Every toolkit with an nvcc that answers, the preferred one first."""
+    on_path = shutil.which("nvcc", path=environ.get("PATH"))
+    places: dict[str, str | Path | None] = {
+        "CUDA_HOME": environ.get("CUDA_HOME"),
+        "the wheel nvidia-cuda-nvcc": wheels,
+        "PATH": Path(on_path).resolve().parents[1] if on_path else None,
+    }
+    found = []
+    for origin, home in places.items():
+        version = nvcc_version(Path(home) / "bin" / "nvcc") if home else None
+        if version:
+            found.append(Toolkit(Path(home), version, origin))
+    return found
+
+
+def decide(
+    torch_version: str, torch_cuda: str | None, toolkits: Sequence[Toolkit], force: str | None
+) -> Decision:
+    """`force` is BNEXT_CUDA: "0" and "1" force, None and "" do not."""
+    if force not in (None, "", "0", "1"):
+        raise SystemExit(f"BNEXT_CUDA must be 0 or 1, not {force!r}")
+    if force == "0":
+        return Decision(None, "BNEXT_CUDA=0")
+
+    major = (torch_cuda or "").split(".")[0]
+    fitting = [t for t in toolkits if t.version.split(".")[0] == major]
+    if torch_cuda is None:
+        decision = Decision(None, f"torch {torch_version} is not a CUDA build")
+    elif fitting:
+        decision = Decision(fitting[0], f"toolkit {fitting[0].version} of {fitting[0].origin}")
+    elif toolkits:
+        others = ", ".join(f"{t.version} of {t.origin}" for t in toolkits)
+        decision = Decision(
+            None, f"torch {torch_version} needs a CUDA {major} toolkit, found only {others}"
+        )
+    else:
+        decision = Decision(
+            None,
+            f"torch {torch_version} needs a CUDA {major} toolkit, found none: "
+            "no CUDA_HOME, no wheel nvidia-cuda-nvcc, no nvcc on PATH",
+        )
+    if force == "1" and decision.toolkit is None:
+        raise SystemExit(f"BNEXT_CUDA=1, but {decision.reason}")
+    return decision
+
+
+def link_cudart(wheels: Path, folder: Path) -> list[str]:
+    """Library folders for -lcudart: wheels bring libcudart.so.13, without the linker's name of it.
+
+    At run time torch, imported first, has loaded it.
+    """
+    libraries = sorted((wheels / "lib").glob("libcudart.so.*"))
+    if not libraries:
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / "libcudart.so"
+    link.unlink(missing_ok=True)
+    link.symlink_to(libraries[0])
+    return [str(folder)]
