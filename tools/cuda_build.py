@@ -48,8 +48,8 @@ def find_toolkits(environ: Mapping[str, str], wheels: Path) -> list[Toolkit]:
     }
     found = []
     for origin, home in places.items():
-        version = nvcc_version(Path(home) / "bin" / "nvcc") if home else None
-        if version:
+        version = nvcc_version(Path(home, "bin", "nvcc")) if home else None
+        if home and version:
             found.append(Toolkit(Path(home), version, origin))
     return found
 
