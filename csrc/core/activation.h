@@ -8,6 +8,13 @@ namespace bnext {
 
 enum class Activation { kNone, kRelu, kLeakyRelu, kSilu };
 
+// What backward derives the activation's derivative from.
+enum class Derivative {
+  kFromInput,     // z = normalize(input)
+  kFromResidual,  // z = normalize(input) + residual
+  kFromOutput,    // the output, which has the sign of z
+};
+
 struct NoActivation {
   template <typename T>
   BNEXT_HD static T forward(T z) {
@@ -63,7 +70,7 @@ struct Silu {
 
 // Calls f with the functor of `activation`.
 template <typename F>
-inline void dispatch_activation(Activation activation, F&& f) {
+BNEXT_HD inline void dispatch_activation(Activation activation, F&& f) {
   switch (activation) {
     case Activation::kNone:
       return f(NoActivation{});

@@ -8,3 +8,10 @@
 #else
 #define BNEXT_HD __attribute__((always_inline))
 #endif
+
+// Before a loop whose count is known at compile time and whose arrays shall live in registers.
+#if defined(__CUDACC__)
+#define BNEXT_UNROLL _Pragma("unroll")
+#else
+#define BNEXT_UNROLL
+#endif

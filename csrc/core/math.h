@@ -3,10 +3,15 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "host_device.h"
 
 namespace bnext {
+
+// What elements of scalar_t are computed and summed in.
+template <typename scalar_t>
+using AccType = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
 
 template <typename T>
 struct Math {

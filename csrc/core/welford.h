@@ -76,6 +76,30 @@ struct Welford {
   BNEXT_HD T unbiased_variance() const { return m2 / (count - 1); }
 };
 
+// Sums of d = x - pivot and of d * d. Accumulators that share a pivot merge by addition, without a
+// division: Chan's formula for any number of sets at once, as long as the sums are kept in a type
+// that bears the distance of the pivot (docs/math.md, section 4).
+template <typename T>
+struct ShiftedSums {
+  T sum_d = 0;
+  T sum_dd = 0;
+
+  // n values whose sums are about pivot + offset: sum((d + offset)^2) = sum_dd + offset * (2 * sum_d
+  // + n * offset).
+  BNEXT_HD void add_shifted(T offset, T n, T other_sum_d, T other_sum_dd) {
+    const T shifted = Math<T>::fmadd(n, offset, other_sum_d);
+    sum_dd = sum_dd + Math<T>::fmadd(offset, other_sum_d + shifted, other_sum_dd);
+    sum_d = sum_d + shifted;
+  }
+
+  BNEXT_HD Welford<T> moments(T pivot, T count) const {
+    Welford<T> out;
+    out.count = count;
+    shifted_moments(pivot, sum_d, sum_dd, T(1) / count, out.mean, out.m2);
+    return out;
+  }
+};
+
 // The merge of `size` triples that share one count, at `stride` from each other: the lanes of a
 // vector, or the columns of a channel. Two passes over the means, no division per triple.
 template <typename T>

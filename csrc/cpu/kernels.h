@@ -9,13 +9,11 @@
 #include <type_traits>
 
 #include "../core/activation.h"
+#include "../core/math.h"
 #include "../core/normalize.h"
 #include "../core/welford.h"
 
 namespace bnext {
-
-template <typename scalar_t>
-using AccType = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
 
 // A piece of a tensor: `lines` runs of `length` adjacent elements, `stride` elements from one run
 // to the next. Element j of a line belongs to channel j / inner, counted from the piece's first.
@@ -53,13 +51,6 @@ struct ApplyArgs {
   const acc_t* scale;
   const acc_t* shift;
   Activation activation;
-};
-
-// What backward derives the activation's derivative from.
-enum class Derivative {
-  kFromInput,     // z = normalize(input)
-  kFromResidual,  // z = normalize(input) + residual
-  kFromOutput,    // the output, which has the sign of z
 };
 
 template <typename scalar_t>

@@ -1,0 +1,3 @@
+#include "launch_backward.cuh"
+
+template struct bnext::cuda::BackwardLaunches<__half>;

@@ -1,0 +1,91 @@
+// Sums over the threads of a block, and what blocks say to each other: who arrives last, and a
+// barrier over a team of blocks. Orders are fixed, so that sums have the same bits in every run.
+#pragma once
+
+#include "walk.cuh"
+
+namespace bnext::cuda {
+
+// Two sums per channel of a thread: of d and d * d, or of dy and dy * (x - mean).
+template <int kLanes>
+struct LaneSums {
+  double a[kLanes] = {};
+  double b[kLanes] = {};
+};
+
+struct PairOfSums {
+  double a = 0;
+  double b = 0;
+};
+
+constexpr unsigned kFullWarp = 0xffffffffu;
+
+// Adds up the sums of all parts of each channel of the tile. Thread t gets those of channel t,
+// t < tile_channels(); `scratch` holds shared_sums_bytes() and may be reused after a barrier.
+template <bool kRows, int kVec>
+__device__ __forceinline__ PairOfSums
+sum_over_block(LaneSums<Position<kRows, kVec>::kLanes> sums, double* scratch) {
+  using At = Position<kRows, kVec>;
+  // Lanes of one column are columns() apart: a power of two, at most a warp.
+  for (int offset = kWarp / 2; offset >= At::columns(); offset /= 2) {
+    BNEXT_UNROLL
+    for (int k = 0; k < At::kLanes; ++k) {
+      sums.a[k] += __shfl_xor_sync(kFullWarp, sums.a[k], offset);
+      sums.b[k] += __shfl_xor_sync(kFullWarp, sums.b[k], offset);
+    }
+  }
+  const int channels = At::tile_channels();
+  const int thread = At::thread();
+  const int warp = thread / kWarp;
+  if (thread % kWarp < At::columns()) {
+    double* own = scratch + 2 * warp * channels + At::channel();
+    BNEXT_UNROLL
+    for (int k = 0; k < At::kLanes; ++k) {
+      own[k] = sums.a[k];
+      own[channels + k] = sums.b[k];
+    }
+  }
+  __syncthreads();
+  PairOfSums total;
+  if (thread < channels) {
+    for (int w = 0; w < kThreads / kWarp; ++w) {
+      total.a += scratch[2 * w * channels + thread];
+      total.b += scratch[(2 * w + 1) * channels + thread];
+    }
+  }
+  return total;
+}
+
+// True in all threads of the block that is the last of `expected` to arrive; it sees what the
+// others wrote before they arrived. The counter is left at zero for the next launch.
+__device__ __forceinline__ bool arrive_last(unsigned* counter, unsigned expected, int* flag) {
+  __syncthreads();
+  if (threadIdx.x == 0 && threadIdx.y == 0) {
+    __threadfence();  // the block's writes before its arrival ...
+    const bool last = atomicAdd(counter, 1u) == expected - 1;
+    if (last) {
+      atomicExch(counter, 0u);
+    }
+    __threadfence();  // ... and the reads of others' after it
+    *flag = last ? 1 : 0;
+  }
+  __syncthreads();
+  return *flag != 0;
+}
+
+// Waits until the counter has reached `target`: all blocks of the team have arrived this often.
+// All of them must be resident, which a cooperative launch guarantees.
+__device__ __forceinline__ void team_barrier(unsigned* counter, unsigned target) {
+  __syncthreads();
+  if (threadIdx.x == 0 && threadIdx.y == 0) {
+    __threadfence();
+    atomicAdd(counter, 1u);
+    while (atomicAdd(counter, 0u) < target) {
+      __nanosleep(32);
+    }
+    __threadfence();
+  }
+  __syncthreads();
+}
+
+}  // namespace bnext::cuda

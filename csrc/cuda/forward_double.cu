@@ -1,0 +1,3 @@
+#include "launch_forward.cuh"
+
+template struct bnext::cuda::ForwardLaunches<double>;

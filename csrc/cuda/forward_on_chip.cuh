@@ -1,0 +1,113 @@
+// Forward in one launch: a team of blocks holds a (ghost, tile) in shared memory from reduce to
+// apply, so that the input is read once.
+#pragma once
+
+#include "forward_kernels.cuh"
+#include "teams.cuh"
+
+namespace bnext::cuda {
+
+// What a team has seen of a channel, ghost after ghost, in shared memory: registers are scarce.
+struct SeenMoments {
+  double pivot;
+  double count;
+  ShiftedSums<double> sums;
+
+  __device__ __forceinline__ void add(const Welford<double>& ghost, bool first) {
+    if (first) {
+      *this = {finite_pivot(ghost.mean), 0, {}};
+    }
+    sums.add_shifted(ghost.mean - pivot, ghost.count, 0.0, ghost.m2);
+    count += ghost.count;
+  }
+};
+
+template <typename scalar_t, bool kRows, int kVec, Fusion kFusion>
+__global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
+    forward_on_chip_kernel(const __grid_constant__ ForwardOnChipArgs<scalar_t> args) {
+  using At = Position<kRows, kVec>;
+  using acc_t = AccType<scalar_t>;
+  const Tiling& tiling = args.tiling;
+  const Teams& teams = args.teams;
+  const Member member(tiling);
+  const ForwardElements<scalar_t>& elements = args.elements;
+  const Counters& counters = args.workspace.counters;
+  const int thread = At::thread();
+  const int channels = At::tile_channels();
+  double* scratch = shared_scratch();
+  acc_t* constants = shared_constants<acc_t>(channels);
+  scalar_t* cache = shared_cache<scalar_t>(channels, kForwardConstants);
+  auto* seen = shared_seen<SeenMoments>(channels);
+  int round = 0;
+  for (int tile = member.team % teams.tile_teams; tile < tiling.tiles; tile += teams.tile_teams) {
+    const std::int64_t first_ghost = member.team / teams.tile_teams;
+    for (std::int64_t ghost = first_ghost; ghost < tiling.num_ghosts; ghost += teams.ghost_teams) {
+      const Piece piece = tiling.piece(kRows, ghost, tile, member.split);
+      Welford<double> welford;
+      {
+        ReduceVisitor<scalar_t, kRows, kVec, int, true> visitor{
+            elements.input + piece.offset, cache};
+        walk<kRows, kVec, int>(tiling, piece, visitor);
+        welford = visitor.moments.template over_block<kRows, kVec>(piece.count, scratch);
+      }
+      if (tiling.splits() > 1) {
+        const TripleSets sets = args.workspace.pieces.at(0, 0, member.buffer(tiling, round));
+        store_triples(sets, member.split, piece, thread, welford);
+        member.meet(tiling, teams, round);
+        welford = merge_triples<kRows, kVec>(
+            sets, tiling.splits(), piece, tiling.ghost_count(ghost), scratch);
+      }
+      if (thread < piece.n_channel) {
+        const std::int64_t channel = piece.channel + thread;
+        StatsOutputs<scalar_t> outputs = args.outputs;
+        if (member.split != 0) {
+          outputs.saved = {};
+        }
+        const auto stats = finish_ghost(outputs, ghost * tiling.n_channel + channel, welford);
+        const auto folded = constants_of<scalar_t>(stats, elements.weight, elements.bias, channel);
+        constants[thread] = folded.mean;
+        constants[channels + thread] = folded.scale;
+        constants[2 * channels + thread] = folded.shift;
+        seen[thread].add(welford, ghost == first_ghost);
+      }
+      __syncthreads();
+      ApplyVisitor<scalar_t, kRows, kVec, int, kFusion, true> visitor{
+          nullptr, elements.residual == nullptr ? nullptr : elements.residual + piece.offset,
+          elements.output + piece.offset, cache, elements.activation};
+      BNEXT_UNROLL
+      for (int k = 0; k < At::kLanes; ++k) {
+        const int channel = At::channel() + k;
+        visitor.constants.set(
+            k,
+            {constants[channel], constants[channels + channel], constants[2 * channels + channel]});
+      }
+      walk<kRows, kVec, int>(tiling, piece, visitor);
+      __syncthreads();  // before the next ghost takes the shared memory
+    }
+    const RunningStats& running = args.outputs.running;
+    if (!running.given() || member.split != 0) {
+      continue;
+    }
+    const Piece piece = tiling.piece(kRows, first_ghost, tile, 0);  // for its channels
+    Welford<double> welford;
+    if (thread < piece.n_channel) {
+      welford = seen[thread].sums.moments(seen[thread].pivot, seen[thread].count);
+    }
+    if (teams.ghost_teams > 1) {
+      const TripleSets seats = args.workspace.ghosts.at(tile, piece.channel, 0);
+      store_triples(seats, first_ghost, piece, thread, welford);
+      if (!arrive_last(counters.ghosts + tile, teams.ghost_teams, shared_flag())) {
+        continue;
+      }
+      welford = merge_triples<kRows, kVec>(
+          seats, teams.ghost_teams, piece, tiling.batch_count(), scratch);
+    }
+    if (thread < piece.n_channel) {
+      update_running<scalar_t>(running, piece.channel + thread, welford);
+    }
+    count_batch(running, counters.tiles, tiling.tiles, shared_flag());
+  }
+  member.leave(tiling, teams, counters, shared_flag());
+}
+
+}  // namespace bnext::cuda

@@ -1,0 +1,105 @@
+// The launches of backward for one dtype.
+#pragma once
+
+#include "backward_kernels.cuh"
+#include "backward_on_chip.cuh"
+#include "launch.cuh"
+
+namespace bnext::cuda {
+
+// A kernel of its own has what most networks ask for: batch statistics, and grad_input.
+template <typename scalar_t>
+Fusion fusion_of(const BackwardElements<scalar_t>& elements) {
+  if (elements.frozen || elements.grad_input == nullptr) {
+    return Fusion::kAny;
+  }
+  if (elements.activation == Activation::kRelu) {
+    return elements.derivative == Derivative::kFromOutput ? Fusion::kReluResidual : Fusion::kRelu;
+  }
+  const bool plain = elements.activation == Activation::kNone && elements.grad_residual == nullptr;
+  return plain ? Fusion::kNone : Fusion::kAny;
+}
+
+template <typename scalar_t>
+cudaError_t BackwardLaunches<scalar_t>::reduce(
+    const Launch& launch, const GradReduceArgs<scalar_t>& args, cudaStream_t stream) {
+  return with_layout<scalar_t>(launch, [&]<bool kRows, int kVec, typename index_t>() {
+    auto kernel = &grad_reduce_kernel<scalar_t, kRows, kVec, index_t, Fusion::kAny>;
+    if constexpr (kHasFastPaths<scalar_t, kVec, index_t>) {
+      switch (fusion_of(args.elements)) {
+        case Fusion::kNone:
+          kernel = &grad_reduce_kernel<scalar_t, kRows, kVec, index_t, Fusion::kNone>;
+          break;
+        case Fusion::kRelu:
+          kernel = &grad_reduce_kernel<scalar_t, kRows, kVec, index_t, Fusion::kRelu>;
+          break;
+        case Fusion::kReluResidual:
+          kernel = &grad_reduce_kernel<scalar_t, kRows, kVec, index_t, Fusion::kReluResidual>;
+          break;
+        case Fusion::kAny:
+          break;
+      }
+    }
+    return start(kernel, args, launch, stream);
+  });
+}
+
+template <typename scalar_t>
+cudaError_t BackwardLaunches<scalar_t>::apply(
+    const Launch& launch, const GradApplyArgs<scalar_t>& args, cudaStream_t stream) {
+  return with_layout<scalar_t>(launch, [&]<bool kRows, int kVec, typename index_t>() {
+    auto kernel = &grad_apply_kernel<scalar_t, kRows, kVec, index_t, Fusion::kAny>;
+    if constexpr (kHasFastPaths<scalar_t, kVec, index_t>) {
+      switch (fusion_of(args.elements)) {
+        case Fusion::kNone:
+          kernel = &grad_apply_kernel<scalar_t, kRows, kVec, index_t, Fusion::kNone>;
+          break;
+        case Fusion::kRelu:
+          kernel = &grad_apply_kernel<scalar_t, kRows, kVec, index_t, Fusion::kRelu>;
+          break;
+        case Fusion::kReluResidual:
+          kernel = &grad_apply_kernel<scalar_t, kRows, kVec, index_t, Fusion::kReluResidual>;
+          break;
+        case Fusion::kAny:
+          break;
+      }
+    }
+    return start(kernel, args, launch, stream);
+  });
+}
+
+template <typename scalar_t, bool kRows, int kVec>
+auto backward_on_chip(const BackwardElements<scalar_t>& elements) {
+  auto kernel = &backward_on_chip_kernel<scalar_t, kRows, kVec, Fusion::kAny>;
+  if constexpr (kHasFastPaths<scalar_t, kVec, int>) {
+    switch (fusion_of(elements)) {
+      case Fusion::kNone:
+        kernel = &backward_on_chip_kernel<scalar_t, kRows, kVec, Fusion::kNone>;
+        break;
+      case Fusion::kRelu:
+        kernel = &backward_on_chip_kernel<scalar_t, kRows, kVec, Fusion::kRelu>;
+        break;
+      default:
+        break;
+    }
+  }
+  return kernel;
+}
+
+template <typename scalar_t>
+cudaError_t BackwardLaunches<scalar_t>::on_chip(
+    const Launch& launch, const BackwardOnChipArgs<scalar_t>& args, cudaStream_t stream) {
+  return with_layout_on_chip<scalar_t>(launch, [&]<bool kRows, int kVec>() {
+    return start(backward_on_chip<scalar_t, kRows, kVec>(args.elements), args, launch, stream);
+  });
+}
+
+template <typename scalar_t>
+cudaError_t BackwardLaunches<scalar_t>::on_chip_occupancy(
+    const Launch& launch, const BackwardElements<scalar_t>& elements, int* blocks_per_sm) {
+  return with_layout_on_chip<scalar_t>(launch, [&]<bool kRows, int kVec>() {
+    return occupancy(backward_on_chip<scalar_t, kRows, kVec>(elements), launch, blocks_per_sm);
+  });
+}
+
+}  // namespace bnext::cuda

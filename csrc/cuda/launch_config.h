@@ -1,0 +1,315 @@
+// From a tensor's shape and the device's properties to kernels, grids and what fits on chip. Plain
+// C++, tested on the host for every architecture (tests/cpp/launch_cases.cpp).
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "tiling.h"
+
+namespace bnext::cuda {
+
+constexpr int kWarp = 32;
+
+// Threads of every block, and the blocks of it that every kernel leaves room for on a
+// multiprocessor: at most 128 registers a thread on all architectures. Two blocks of 256 threads
+// with kUnroll loads of 16 bytes each have 32 KiB in flight; an H100 needs about 15 KiB a
+// multiprocessor to keep its memory busy (3.35 TB/s * 600 ns / 132, Little's law).
+constexpr int kThreads = 256;
+constexpr int kMinBlocksPerSm = 2;
+constexpr int kMaxRegisters = 65536 / (kMinBlocksPerSm * kThreads);
+
+// Vectors that a thread loads at once.
+constexpr int kUnroll = 4;
+
+// Channels of a tile of rows: a row's stretch of 256 to 512 bytes, whole cache lines, and scratch
+// for their sums of at most 17 KiB.
+constexpr int kMaxTileChannels = 128;
+
+// Shared memory of a block: a flag, and for each channel of the tile the sums of each warp and a
+// pivot; of the on-chip kernels also what they have seen of a channel, its constants, and the
+// cache.
+constexpr int kFlagBytes = 16;
+constexpr int kSeenBytes = 32;
+constexpr int kForwardConstants = 3;
+constexpr int kBackwardConstants = 5;
+
+BNEXT_HD constexpr int round_up(int value, int unit) {
+  return (value + unit - 1) / unit * unit;
+}
+BNEXT_HD constexpr int scratch_bytes(int tile_channels) {
+  return round_up((1 + 2 * (kThreads / kWarp)) * tile_channels * 8, 16);
+}
+// All but the cache.
+BNEXT_HD constexpr int on_chip_bytes(int tile_channels, int constants, int acc_bytes) {
+  return kFlagBytes + scratch_bytes(tile_channels) + kSeenBytes * tile_channels +
+         round_up(constants * tile_channels * acc_bytes, 16);
+}
+
+struct DeviceProperties {
+  int num_sms;
+  int max_threads_per_sm;
+  int max_blocks_per_sm;
+  int shared_per_sm;
+  int shared_per_block;  // the most that a kernel can opt in to
+};
+
+// A tensor, or several of one shape and layout that a kernel walks over together.
+struct Operands {
+  Layout layout;
+  std::int64_t num_ghosts;
+  int element_bytes;
+  int acc_bytes;
+  // Bytes of the first elements past a multiple of 16: the same for all of them, or -1.
+  int phase_bytes;
+};
+
+// What a kernel does with its pieces.
+enum class Pass { kReduce, kApply };
+
+struct Launch {
+  Tiling tiling;
+  bool rows;
+  bool vector;      // 16 bytes at a time, else one element
+  bool wide_index;  // 64-bit offsets within a piece
+  int threads_x;
+  int threads_y;
+  std::int64_t blocks;
+  int shared_bytes;
+
+  // On-chip launches.
+  bool cooperative;
+  std::int32_t tile_teams;
+  std::int32_t ghost_teams;
+  int cache_elements;
+  std::int32_t num_teams() const { return tile_teams * ghost_teams; }
+};
+
+namespace detail {
+
+inline int power_of_two_from(std::int64_t value, int least, int most) {
+  int power = least;
+  while (power < value && power < most) {
+    power *= 2;
+  }
+  return power;
+}
+
+// Offsets within a piece stay below this many elements for 32-bit indices: half of what an int
+// holds, since the walk steps beyond the end before it stops.
+constexpr std::int64_t kNarrowElements = std::int64_t(1) << 30;
+
+// Elements in which a line of a plane is cut: no cut is worth less.
+constexpr std::int64_t kInnerUnit = 512;
+
+// The tile and the threads of a block, before the work is cut into pieces.
+inline Launch base_launch(const Operands& operands, int most_threads_x) {
+  Launch launch{};
+  Tiling& t = launch.tiling;
+  const Layout& layout = operands.layout;
+  // A plane of one element is an element of a row.
+  launch.rows = layout.n_channel > 1 && (layout.order == Order::kRows || layout.spatial == 1);
+  const int width = 16 / operands.element_bytes;
+  const bool whole_rows = layout.n_channel % width == 0 && operands.phase_bytes == 0;
+  launch.vector = launch.rows ? whole_rows : operands.phase_bytes >= 0;
+  const int vec = launch.vector ? width : 1;
+  t.n_batch = layout.n_batch;
+  t.n_channel = layout.n_channel;
+  t.spatial = layout.spatial;
+  t.num_ghosts = operands.num_ghosts;
+  t.ghosts = make_cuts(layout.n_batch, operands.num_ghosts);
+  t.phase = launch.vector ? operands.phase_bytes / operands.element_bytes : 0;
+  launch.wide_index = layout.numel() > kNarrowElements;
+  if (launch.rows) {
+    launch.threads_x = power_of_two_from(
+        ceil_div(layout.n_channel, vec), 1,
+        std::min({most_threads_x, kWarp, kMaxTileChannels / vec}));
+    t.tile_channels = launch.threads_x * vec;
+    t.line_stride = layout.n_channel;
+    t.lines_per_sample = layout.spatial;
+  } else {
+    t.tile_channels = 1;
+    const bool one_line = layout.n_channel == 1;
+    t.line_stride = one_line ? layout.spatial : layout.n_channel * layout.spatial;
+    t.lines_per_sample = one_line ? 0 : 1;
+  }
+  t.tiles = static_cast<std::int32_t>(ceil_div(layout.n_channel, t.tile_channels));
+  for (int kind = 0; kind < 2; ++kind) {
+    const std::int64_t samples = t.ghosts.size + kind;
+    t.line_length[kind] = launch.rows               ? t.tile_channels
+                          : t.lines_per_sample == 0 ? samples * layout.spatial
+                                                    : layout.spatial;
+  }
+  if (!launch.rows) {
+    const std::int64_t vectors = std::max<std::int64_t>(1, t.line_length[0] / vec);
+    // Along a line there is something to unroll if every thread has 8 vectors; else a thread takes
+    // its place in line after line, which must then all start on a vector's boundary.
+    const bool aligned = t.phase == 0 && layout.spatial % vec == 0 && t.lines_per_sample != 0;
+    const bool long_lines = vectors >= 2 * kUnroll * kWarp;
+    t.lines_inner = aligned && !long_lines;
+    launch.threads_x = long_lines
+                           ? power_of_two_from(vectors / (2 * kUnroll) / 2 + 1, kWarp, kThreads)
+                           // 8: each of the elements at the ends of a line has a thread.
+                           : power_of_two_from(vectors, t.lines_inner ? 1 : 8, kThreads);
+  }
+  launch.threads_y = kThreads / launch.threads_x;
+  return launch;
+}
+
+// Lines of the smallest ghost.
+inline std::int64_t ghost_lines(const Launch& launch) {
+  const Tiling& t = launch.tiling;
+  return t.lines_per_sample == 0 ? 1 : t.ghosts.size * t.lines_per_sample;
+}
+
+// Cuts every (ghost, tile) into `wanted` pieces, or fewer where they would get too short; every
+// piece of every ghost has at least one line and one element.
+inline void cut(Launch& launch, std::int64_t wanted) {
+  Tiling& t = launch.tiling;
+  const std::int64_t lines = ghost_lines(launch);
+  // Down the lines a thread shall have kUnroll of them.
+  const std::int64_t least =
+      launch.rows || t.lines_inner ? launch.threads_y * static_cast<std::int64_t>(kUnroll) : 1;
+  const std::int64_t line_cuts =
+      std::clamp<std::int64_t>(wanted, 1, std::max<std::int64_t>(1, lines / least));
+  std::int64_t inner_cuts = 1;
+  if (!launch.rows) {
+    inner_cuts = std::clamp<std::int64_t>(
+        wanted / line_cuts, 1, std::max<std::int64_t>(1, t.line_length[0] / kInnerUnit));
+  }
+  t.line_cuts = static_cast<std::int32_t>(line_cuts);
+  t.inner_cuts = static_cast<std::int32_t>(inner_cuts);
+  // Uncut lines are one unit of any length.
+  t.inner_unit = inner_cuts > 1 ? kInnerUnit : std::max(t.line_length[0], t.line_length[1]);
+  for (int kind = 0; kind < 2; ++kind) {
+    const std::int64_t samples = t.ghosts.size + kind;
+    const std::int64_t all = t.lines_per_sample == 0 ? 1 : samples * t.lines_per_sample;
+    t.lines[kind] = make_cuts(all, line_cuts);
+    t.units[kind] = make_cuts(ceil_div(t.line_length[kind], t.inner_unit), inner_cuts);
+  }
+}
+
+// Elements of the largest piece in shared memory, each line on a vector's boundary.
+inline std::int64_t cache_size(Launch& launch, int element_bytes) {
+  Tiling& t = launch.tiling;
+  const int kind = t.ghosts.longer > 0 ? 1 : 0;
+  const int vec = launch.vector ? 16 / element_bytes : 1;
+  std::int64_t length = t.tile_channels;
+  if (!launch.rows) {
+    length = t.units[kind].piece(0).size() * t.inner_unit;
+    length = std::min(length, t.line_length[kind]);
+    length += t.lines_inner ? 0 : vec - 1;
+  }
+  length = ceil_div(length, vec) * vec;
+  const std::int64_t lines = t.lines[kind].piece(0).size();
+  if (length > (std::int64_t(1) << 24) || lines > (std::int64_t(1) << 24)) {
+    return std::int64_t(1) << 48;
+  }
+  t.cache_stride = static_cast<std::int32_t>(length);
+  // Every tensor's copy starts on a vector's boundary.
+  return ceil_div(lines * length, 16 / element_bytes) * (16 / element_bytes);
+}
+
+inline std::int64_t resident_blocks(const DeviceProperties& device) {
+  const int by_threads = device.max_threads_per_sm / kThreads;
+  return static_cast<std::int64_t>(device.num_sms) *
+         std::max(1, std::min({kMinBlocksPerSm, by_threads, device.max_blocks_per_sm}));
+}
+
+}  // namespace detail
+
+// A kernel that reads its piece from memory. Reduce: about two waves of resident blocks, since each
+// piece costs a merge; apply: four, for an even end. No piece is below 8 or 4 vectors a thread.
+inline Launch two_pass_launch(const Operands& operands, Pass pass, const DeviceProperties& device) {
+  Launch launch = detail::base_launch(operands, kWarp);
+  const bool reduce = pass == Pass::kReduce;
+  const std::int64_t pairs = operands.num_ghosts * launch.tiling.tiles;
+  const std::int64_t blocks = detail::resident_blocks(device) * (reduce ? 2 : 4);
+  const int vec = launch.vector ? 16 / operands.element_bytes : 1;
+  const std::int64_t least = static_cast<std::int64_t>(kThreads) * vec * kUnroll * (reduce ? 2 : 1);
+  const std::int64_t most = ceil_div(operands.layout.numel() / pairs, least);
+  detail::cut(launch, std::clamp<std::int64_t>(blocks / pairs, 1, std::max<std::int64_t>(1, most)));
+  launch.blocks = pairs * launch.tiling.splits();
+  launch.shared_bytes = kFlagBytes + (reduce ? scratch_bytes(launch.tiling.tile_channels) : 0);
+  return launch;
+}
+
+// A kernel that keeps its piece of `tensors` tensors in shared memory; blocks == 0 where nothing
+// fits, and the two passes are the way. `resident` is how many blocks of the kernel are resident at
+// once on the device (the occupancy query's answer where there is a device to ask).
+//
+// Lone blocks first: the widest tile that fits and leaves no multiprocessor without a block, or a
+// piece so small (64 KiB) that waiting for other blocks would cost more than a few idle
+// multiprocessors. Else teams, as small as fits, but enough blocks to fill the chip. Half of a
+// multiprocessor's shared memory is the most that a block takes: two blocks take turns at reading
+// and writing.
+inline Launch on_chip_launch(
+    const Operands& operands,
+    int tensors,
+    int constants,
+    const DeviceProperties& device,
+    std::int64_t resident) {
+  const int reserved_by_cuda = 1024;  // of each block, since compute capability 8.0
+  const int limit =
+      std::min(device.shared_per_block, device.shared_per_sm / kMinBlocksPerSm - reserved_by_cuda);
+  constexpr std::int64_t kSmallPiece = 64 * 1024;
+  constexpr std::int64_t kLeastTeamPiece = 16 * 1024;
+  const auto fits = [&](Launch& launch) {
+    const int own = on_chip_bytes(launch.tiling.tile_channels, constants, operands.acc_bytes);
+    const std::int64_t elements = detail::cache_size(launch, operands.element_bytes);
+    const std::int64_t bytes = elements * tensors * operands.element_bytes;
+    launch.cache_elements = static_cast<int>(std::min<std::int64_t>(elements, 1 << 30));
+    launch.shared_bytes = own + static_cast<int>(std::min<std::int64_t>(bytes, 1 << 30));
+    // Offsets within a piece are 32-bit.
+    const Tiling& t = launch.tiling;
+    const std::int64_t lines = t.lines[1].piece(0).size();
+    return launch.shared_bytes <= limit && lines <= detail::kNarrowElements / t.line_stride;
+  };
+  const auto piece_bytes = [&](const Launch& launch) {
+    return static_cast<std::int64_t>(launch.cache_elements) * tensors * operands.element_bytes;
+  };
+  for (int threads_x = kWarp; threads_x >= 4; threads_x /= 2) {
+    Launch launch = detail::base_launch(operands, threads_x);
+    detail::cut(launch, 1);
+    if (!fits(launch)) {
+      continue;
+    }
+    const std::int64_t pairs = operands.num_ghosts * launch.tiling.tiles;
+    const bool narrowest = !launch.rows || launch.threads_x <= 4;
+    if (pairs >= device.num_sms || (narrowest && piece_bytes(launch) <= kSmallPiece)) {
+      launch.tile_teams = launch.tiling.tiles;
+      launch.ghost_teams = static_cast<std::int32_t>(
+          std::clamp<std::int64_t>(resident / launch.tiling.tiles, 1, operands.num_ghosts));
+      launch.blocks = launch.num_teams();
+      return launch;
+    }
+    if (!launch.rows) {
+      break;
+    }
+  }
+  Launch launch = detail::base_launch(operands, kWarp);
+  const std::int64_t pairs = operands.num_ghosts * launch.tiling.tiles;
+  for (std::int64_t splits = 2; splits <= resident; splits += 1 + splits / 4) {
+    detail::cut(launch, splits);
+    const std::int64_t team = launch.tiling.splits();
+    if (team < 2 || team > resident || !fits(launch)) {
+      continue;
+    }
+    const bool fills = pairs * team >= device.num_sms;
+    if (!fills && piece_bytes(launch) > kLeastTeamPiece) {
+      continue;
+    }
+    launch.cooperative = true;
+    const std::int64_t teams = resident / team;
+    launch.tile_teams =
+        static_cast<std::int32_t>(std::min<std::int64_t>(teams, launch.tiling.tiles));
+    launch.ghost_teams = static_cast<std::int32_t>(
+        std::clamp<std::int64_t>(teams / launch.tile_teams, 1, operands.num_ghosts));
+    launch.blocks = launch.num_teams() * team;
+    return launch;
+  }
+  launch.blocks = 0;
+  return launch;
+}
+
+}  // namespace bnext::cuda
