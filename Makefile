@@ -12,7 +12,7 @@ SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -na
 # Threads that spin while they wait take the cores from those that work.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test lint format accuracy clean
+.PHONY: demo test lint format accuracy sass clean
 
 demo: $(VENV)/built
 	$(BIN)/python -m bnext demo --output demo.png
@@ -23,6 +23,10 @@ test: $(VENV)/built
 # The table of README.md: running_var and outputs of bnext and PyTorch against float64.
 accuracy: $(VENV)/built
 	$(BIN)/python -m benchmarks.accuracy --readme README.md
+
+# docs/sass.md: registers, occupancy and instructions per element, off the built machine code.
+sass: $(VENV)/built
+	$(BIN)/python -m tools.sass_table
 
 lint: $(VENV)/built
 	$(BIN)/ruff check .
