@@ -1,4 +1,5 @@
-// The ops of one backend, as library.cpp registers them; docs/ops.md documents each.
+// The ops of each backend, as library.cpp and cuda/ops_cuda.cpp register them; docs/ops.md
+// documents each.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -17,7 +18,9 @@ using Tensor2 = std::tuple<at::Tensor, at::Tensor>;
 using Tensor3 = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 using Tensor4 = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
-Tensor4 batch_norm_cpu(
+// Each op once as a type, and its function for each backend (CUDA: in a build with CUDA).
+
+using BatchNorm = Tensor4(
     const at::Tensor& input,
     const OptionalTensor& weight,
     const OptionalTensor& bias,
@@ -30,8 +33,9 @@ Tensor4 batch_norm_cpu(
     double eps,
     OptionalString activation,
     std::optional<std::int64_t> ghost_batch_size);
+BatchNorm batch_norm_cpu, batch_norm_cuda;
 
-Tensor4 batch_norm_backward_cpu(
+using BatchNormBackward = Tensor4(
     const at::Tensor& grad_output,
     const at::Tensor& input,
     const OptionalTensor& weight,
@@ -44,13 +48,17 @@ Tensor4 batch_norm_backward_cpu(
     bool training,
     OptionalString activation,
     std::array<bool, 2> output_mask);
+BatchNormBackward batch_norm_backward_cpu, batch_norm_backward_cuda;
 
-Tensor3 batch_norm_reduce_cpu(
-    const at::Tensor& input, std::optional<std::int64_t> ghost_batch_size);
+using BatchNormReduce =
+    Tensor3(const at::Tensor& input, std::optional<std::int64_t> ghost_batch_size);
+BatchNormReduce batch_norm_reduce_cpu, batch_norm_reduce_cuda;
 
-Tensor3 batch_norm_merge_cpu(const at::Tensor& count, const at::Tensor& mean, const at::Tensor& m2);
+using BatchNormMerge =
+    Tensor3(const at::Tensor& count, const at::Tensor& mean, const at::Tensor& m2);
+BatchNormMerge batch_norm_merge_cpu, batch_norm_merge_cuda;
 
-Tensor3 batch_norm_fold_cpu(
+using BatchNormFold = Tensor3(
     const at::Tensor& count,
     const at::Tensor& mean,
     const at::Tensor& m2,
@@ -60,8 +68,9 @@ Tensor3 batch_norm_fold_cpu(
     std::optional<double> momentum,
     double eps,
     at::ScalarType dtype);
+BatchNormFold batch_norm_fold_cpu, batch_norm_fold_cuda;
 
-at::Tensor batch_norm_apply_cpu(
+using BatchNormApply = at::Tensor(
     const at::Tensor& input,
     const OptionalTensor& weight,
     const OptionalTensor& bias,
@@ -70,8 +79,9 @@ at::Tensor batch_norm_apply_cpu(
     const at::Tensor& save_mean_lo,
     const at::Tensor& save_invstd,
     OptionalString activation);
+BatchNormApply batch_norm_apply_cpu, batch_norm_apply_cuda;
 
-Tensor2 batch_norm_grad_reduce_cpu(
+using BatchNormGradReduce = Tensor2(
     const at::Tensor& grad_output,
     const at::Tensor& input,
     const OptionalTensor& weight,
@@ -82,8 +92,9 @@ Tensor2 batch_norm_grad_reduce_cpu(
     const at::Tensor& save_mean_lo,
     const at::Tensor& save_invstd,
     OptionalString activation);
+BatchNormGradReduce batch_norm_grad_reduce_cpu, batch_norm_grad_reduce_cuda;
 
-Tensor2 batch_norm_grad_apply_cpu(
+using BatchNormGradApply = Tensor2(
     const at::Tensor& grad_output,
     const at::Tensor& input,
     const OptionalTensor& weight,
@@ -98,6 +109,7 @@ Tensor2 batch_norm_grad_apply_cpu(
     const OptionalTensor& sum_dy_xmu,
     OptionalString activation,
     std::array<bool, 2> output_mask);
+BatchNormGradApply batch_norm_grad_apply_cpu, batch_norm_grad_apply_cuda;
 
 // The instruction set in use, and those compiled in (dispatch.cpp).
 std::string cpu_isa();

@@ -11,22 +11,6 @@
 namespace bnext {
 namespace {
 
-// Dense tensors of the input's format; undefined where not given or not wanted.
-struct BackwardTensors {
-  at::Tensor grad_output;
-  at::Tensor input;
-  at::Tensor extra;  // what the activation's derivative is taken from, besides the input
-  OptionalTensor weight;
-  OptionalTensor bias;
-  at::Tensor save_mean;
-  at::Tensor save_mean_lo;
-  at::Tensor save_invstd;
-  Activation activation;
-  Derivative derivative;
-  at::Tensor grad_input;
-  at::Tensor grad_residual;
-};
-
 // The sums of each ghost and channel, given (grad_apply) or to be found; null where not needed.
 struct SumsPointers {
   double* sum_dy;
@@ -198,42 +182,6 @@ class BackwardSteps {
   scalar_t* grad_input_;
   scalar_t* grad_residual_;
 };
-
-BackwardTensors backward_tensors(
-    const at::Tensor& grad_output,
-    const at::Tensor& input,
-    const OptionalTensor& weight,
-    const OptionalTensor& bias,
-    const OptionalTensor& output,
-    const OptionalTensor& residual,
-    const at::Tensor& save_mean,
-    const at::Tensor& save_mean_lo,
-    const at::Tensor& save_invstd,
-    Activation activation,
-    std::array<bool, 2> output_mask) {
-  const DenseFormat format = dense_format(input);
-  BackwardTensors t;
-  t.grad_output = to_dense(grad_output, format);
-  t.input = to_dense(input, format);
-  t.extra = to_dense(is_given(output) ? output : residual, format);
-  t.weight = weight;
-  t.bias = bias;
-  t.save_mean = save_mean.contiguous();
-  t.save_mean_lo = save_mean_lo.contiguous();
-  t.save_invstd = save_invstd.contiguous();
-  t.activation = activation;
-  t.derivative = is_given(output)     ? Derivative::kFromOutput
-                 : is_given(residual) ? Derivative::kFromResidual
-                                      : Derivative::kFromInput;
-  t.grad_input = output_mask[0] ? empty_dense(input, format) : at::Tensor();
-  t.grad_residual = output_mask[1] ? empty_dense(input, format) : at::Tensor();
-  return t;
-}
-
-// What is not wanted comes back empty: an op has no undefined outputs.
-at::Tensor or_empty(const at::Tensor& grad, const at::Tensor& input) {
-  return grad.defined() ? grad : at::empty({0}, input.options());
-}
 
 }  // namespace
 

@@ -104,15 +104,6 @@ class ReduceSteps {
   double* m2_;
 };
 
-struct ForwardTensors {
-  at::Tensor input;     // dense
-  at::Tensor residual;  // dense, or undefined
-  at::Tensor output;
-  OptionalTensor weight;
-  OptionalTensor bias;
-  Activation activation;
-};
-
 // The steps of batch_norm and of batch_norm_apply, which only applies given statistics.
 template <typename scalar_t>
 class ForwardSteps {
@@ -204,12 +195,6 @@ class ForwardSteps {
   bool given_stats_;
 };
 
-// (num_ghosts, C) of the input's accumulation dtype.
-at::Tensor empty_stats(const at::Tensor& input, std::int64_t num_ghosts) {
-  return at::empty(
-      {num_ghosts, input.size(1)}, input.options().dtype(acc_type(input.scalar_type())));
-}
-
 template <typename acc_t>
 SavedStats<acc_t> saved_stats(
     const at::Tensor& mean, const at::Tensor& mean_lo, const at::Tensor& invstd) {
@@ -249,13 +234,9 @@ Tensor4 batch_norm_cpu(
     std::optional<std::int64_t> ghost_batch_size) {
   const BatchNormCall call = check_batch_norm(
       input, weight, bias, running_mean, running_var, num_batches_tracked, residual, training,
-      momentum, eps, activation,
-      ghost_batch_size.has_value() ? std::optional<c10::SymInt>(*ghost_batch_size) : std::nullopt);
+      momentum, eps, activation, to_symint(ghost_batch_size));
   const std::int64_t num_ghosts = call.num_ghosts.expect_int();
-  const DenseFormat format = dense_format(input);
-  ForwardTensors tensors{
-      to_dense(input, format), to_dense(residual, format), empty_dense(input, format), weight, bias,
-      call.activation};
+  const ForwardTensors tensors = forward_tensors(input, weight, bias, residual, call.activation);
   const at::Tensor save_mean = empty_stats(input, num_ghosts);
   const at::Tensor save_mean_lo = empty_stats(input, num_ghosts);
   const at::Tensor save_invstd = empty_stats(input, num_ghosts);
@@ -270,7 +251,7 @@ Tensor4 batch_norm_cpu(
     }
     return {tensors.output, save_mean, save_mean_lo, save_invstd};
   }
-  const Schedule schedule(layout_of(input, format), num_ghosts);
+  const Schedule schedule(layout_of(input, dense_format(input)), num_ghosts);
   dispatch_dtype(input.scalar_type(), [&](auto tag) {
     using scalar_t = decltype(tag);
     using acc_t = AccType<scalar_t>;
@@ -299,14 +280,11 @@ at::Tensor batch_norm_apply_cpu(
     OptionalString activation) {
   const BatchNormCall call =
       check_apply(input, weight, bias, residual, save_mean, save_mean_lo, save_invstd, activation);
-  const DenseFormat format = dense_format(input);
-  ForwardTensors tensors{
-      to_dense(input, format), to_dense(residual, format), empty_dense(input, format), weight, bias,
-      call.activation};
+  const ForwardTensors tensors = forward_tensors(input, weight, bias, residual, call.activation);
   if (input.numel() == 0) {
     return tensors.output;
   }
-  const Schedule schedule(layout_of(input, format), call.num_ghosts.expect_int());
+  const Schedule schedule(layout_of(input, dense_format(input)), call.num_ghosts.expect_int());
   const at::Tensor mean = save_mean.contiguous();
   const at::Tensor mean_lo = save_mean_lo.contiguous();
   const at::Tensor invstd = save_invstd.contiguous();
@@ -322,11 +300,7 @@ at::Tensor batch_norm_apply_cpu(
 Tensor3 batch_norm_reduce_cpu(
     const at::Tensor& input, std::optional<std::int64_t> ghost_batch_size) {
   check_input(input);
-  const std::int64_t num_ghosts =
-      check_num_ghosts(
-          input, ghost_batch_size.has_value() ? std::optional<c10::SymInt>(*ghost_batch_size)
-                                              : std::nullopt)
-          .expect_int();
+  const std::int64_t num_ghosts = check_num_ghosts(input, to_symint(ghost_batch_size)).expect_int();
   const auto options = input.options();
   const at::Tensor count = at::empty({num_ghosts}, options.dtype(at::kLong));
   const at::Tensor mean = at::empty({num_ghosts, input.size(1)}, options.dtype(at::kDouble));
@@ -334,9 +308,8 @@ Tensor3 batch_norm_reduce_cpu(
   if (input.numel() == 0) {
     return {count.zero_(), mean.zero_(), m2.zero_()};
   }
-  const DenseFormat format = dense_format(input);
-  const at::Tensor dense = to_dense(input, format);
-  const Schedule schedule(layout_of(input, format), num_ghosts);
+  const at::Tensor dense = to_dense(input, dense_format(input));
+  const Schedule schedule(layout_of(input, dense_format(input)), num_ghosts);
   for (std::int64_t ghost = 0; ghost < num_ghosts; ++ghost) {
     count.mutable_data_ptr<std::int64_t>()[ghost] =
         static_cast<std::int64_t>(schedule.count(ghost));

@@ -11,13 +11,6 @@ void update_channels(
   }
 }
 
-// Autograd must see the write, as after an in-place operator.
-void bump_version(const at::Tensor& tensor) {
-  if (!tensor.is_inference()) {
-    tensor.unsafeGetTensorImpl()->bump_version();
-  }
-}
-
 }  // namespace
 
 void RunningStats::update(const std::vector<Welford<double>>& moments) const {

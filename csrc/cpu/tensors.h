@@ -4,9 +4,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 
-#include "../checks.h"
-#include "../core/layout.h"
-#include "../dense_format.h"
+#include "../tensors.h"
 #include "kernels.h"
 
 namespace bnext {
@@ -31,18 +29,6 @@ class ChannelValues {
   const acc_t* data_ = nullptr;
 };
 
-inline Layout layout_of(const at::Tensor& input, DenseFormat format) {
-  const std::int64_t n_batch = input.size(0);
-  const std::int64_t n_channel = input.size(1);
-  std::int64_t spatial = 1;
-  for (std::int64_t i = 2; i < input.dim(); ++i) {
-    spatial *= input.size(i);
-  }
-  // A single channel lies alike in both orders, and has long runs as planes.
-  const bool rows = format != DenseFormat::kContiguous && n_channel > 1;
-  return {rows ? Order::kRows : Order::kPlanes, n_batch, n_channel, spatial};
-}
-
 template <typename scalar_t>
 const scalar_t* optional_data(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.const_data_ptr<scalar_t>() : nullptr;
@@ -51,10 +37,6 @@ const scalar_t* optional_data(const at::Tensor& tensor) {
 template <typename T>
 T* at_offset(T* pointer, std::int64_t offset) {
   return pointer != nullptr ? pointer + offset : nullptr;
-}
-
-inline at::Tensor to_dense(const OptionalTensor& tensor, DenseFormat format) {
-  return is_given(tensor) ? to_dense(*tensor, format) : at::Tensor();
 }
 
 // Calls f with a value of the C++ type of a checked input dtype.

@@ -19,6 +19,9 @@ constexpr int kThreads = 256;
 constexpr int kMinBlocksPerSm = 2;
 constexpr int kMaxRegisters = 65536 / (kMinBlocksPerSm * kThreads);
 
+// Bytes of the widest load and store, and what their addresses are multiples of.
+constexpr int kVectorAlignment = 16;
+
 // Vectors that a thread loads at once.
 constexpr int kUnroll = 4;
 
@@ -109,7 +112,7 @@ inline Launch base_launch(const Operands& operands, int most_threads_x) {
   const Layout& layout = operands.layout;
   // A plane of one element is an element of a row.
   launch.rows = layout.n_channel > 1 && (layout.order == Order::kRows || layout.spatial == 1);
-  const int width = 16 / operands.element_bytes;
+  const int width = kVectorAlignment / operands.element_bytes;
   const bool whole_rows = layout.n_channel % width == 0 && operands.phase_bytes == 0;
   launch.vector = launch.rows ? whole_rows : operands.phase_bytes >= 0;
   const int vec = launch.vector ? width : 1;
@@ -193,7 +196,8 @@ inline void cut(Launch& launch, std::int64_t wanted) {
 inline std::int64_t cache_size(Launch& launch, int element_bytes) {
   Tiling& t = launch.tiling;
   const int kind = t.ghosts.longer > 0 ? 1 : 0;
-  const int vec = launch.vector ? 16 / element_bytes : 1;
+  const int width = kVectorAlignment / element_bytes;
+  const int vec = launch.vector ? width : 1;
   std::int64_t length = t.tile_channels;
   if (!launch.rows) {
     length = t.units[kind].piece(0).size() * t.inner_unit;
@@ -207,7 +211,7 @@ inline std::int64_t cache_size(Launch& launch, int element_bytes) {
   }
   t.cache_stride = static_cast<std::int32_t>(length);
   // Every tensor's copy starts on a vector's boundary.
-  return ceil_div(lines * length, 16 / element_bytes) * (16 / element_bytes);
+  return ceil_div(lines * length, width) * width;
 }
 
 inline std::int64_t resident_blocks(const DeviceProperties& device) {
@@ -225,7 +229,7 @@ inline Launch two_pass_launch(const Operands& operands, Pass pass, const DeviceP
   const bool reduce = pass == Pass::kReduce;
   const std::int64_t pairs = operands.num_ghosts * launch.tiling.tiles;
   const std::int64_t blocks = detail::resident_blocks(device) * (reduce ? 2 : 4);
-  const int vec = launch.vector ? 16 / operands.element_bytes : 1;
+  const int vec = launch.vector ? kVectorAlignment / operands.element_bytes : 1;
   const std::int64_t least = static_cast<std::int64_t>(kThreads) * vec * kUnroll * (reduce ? 2 : 1);
   const std::int64_t most = ceil_div(operands.layout.numel() / pairs, least);
   detail::cut(launch, std::clamp<std::int64_t>(blocks / pairs, 1, std::max<std::int64_t>(1, most)));

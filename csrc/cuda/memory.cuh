@@ -10,13 +10,12 @@
 #include <cstring>
 
 #include "../core/math.h"
+#include "launch_config.h"
 
 namespace bnext::cuda {
 
-constexpr int kVectorBytes = 16;
-
 template <typename scalar_t>
-constexpr int kVectorSize = kVectorBytes / static_cast<int>(sizeof(scalar_t));
+constexpr int kVectorSize = kVectorAlignment / static_cast<int>(sizeof(scalar_t));
 
 // When what is loaded will be read again.
 enum class Reuse { kSoon, kNever };
@@ -77,7 +76,7 @@ __device__ __forceinline__ void unpack(
       std::is_same_v<scalar_t, __half> || std::is_same_v<scalar_t, __nv_bfloat16>) {
     using Pair = std::conditional_t<std::is_same_v<scalar_t, __half>, __half2, __nv_bfloat162>;
     Pair pairs[kVec / 2];
-    std::memcpy(pairs, &raw.bits, sizeof(pairs));
+    std::memcpy(static_cast<void*>(pairs), &raw.bits, sizeof(pairs));
     BNEXT_UNROLL
     for (int i = 0; i < kVec / 2; ++i) {
       float2 both;

@@ -1,6 +1,9 @@
 // The qualifiers of CUDA C++ as the executor understands them: a kernel is a plain function.
 #pragma once
 
+// The toolkit's headers would include the toolkit's own beside them.
+#define __HOST_DEFINES_H__
+
 // libstdc++ writes __attribute__((__noinline__)), which the macro below would break.
 #include <memory>
 
@@ -11,6 +14,7 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __align__(n) __attribute__((aligned(n)))
 #define __builtin_align__(n) __attribute__((aligned(n)))
 #define __device_builtin__

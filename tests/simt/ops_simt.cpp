@@ -1,0 +1,57 @@
+// torch.ops.bnext_simt: the CUDA kernels and launchers of bnext, run by the executor on CPU
+// tensors, under the schemas of torch.ops.bnext; and the executor's settings for the tests.
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/library.h>
+
+#include <vector>
+
+#include "../../csrc/ops.h"
+#include "executor.h"
+
+namespace {
+
+c10::FunctionSchema schema_of(const char* op) {
+  const auto handle =
+      c10::Dispatcher::singleton().findSchemaOrThrow((std::string("bnext::") + op).c_str(), "");
+  return handle.schema().cloneWithName(std::string("bnext_simt::") + op, "");
+}
+
+}  // namespace
+
+TORCH_LIBRARY(bnext_simt, m) {
+  const auto def = [&](const char* op, auto function) {
+    m.def(schema_of(op));
+    m.impl(op, torch::dispatch(c10::DispatchKey::CPU, function));
+  };
+  def("batch_norm", TORCH_FN(bnext::batch_norm_cuda));
+  def("batch_norm_backward", TORCH_FN(bnext::batch_norm_backward_cuda));
+  def("batch_norm_reduce", TORCH_FN(bnext::batch_norm_reduce_cuda));
+  def("batch_norm_merge", TORCH_FN(bnext::batch_norm_merge_cuda));
+  def("batch_norm_fold", TORCH_FN(bnext::batch_norm_fold_cuda));
+  def("batch_norm_apply", TORCH_FN(bnext::batch_norm_apply_cuda));
+  def("batch_norm_grad_reduce", TORCH_FN(bnext::batch_norm_grad_reduce_cuda));
+  def("batch_norm_grad_apply", TORCH_FN(bnext::batch_norm_grad_apply_cuda));
+
+  // The executor's settings and counters. As ops, not by pybind11: this module's TLS segment is the
+  // kernels' shared memory, and pybind11 keeps variables of its own there.
+  m.def("set_seed(int seed) -> ()", [](std::int64_t seed) { simt::set_seed(seed); });
+  m.def("reset_counters() -> ()", &simt::reset_counters);
+  // launches, bytes loaded and stored, accesses of 16 bytes and smaller ones
+  m.def("counters() -> int[]", [] {
+    const simt::Counters c = simt::counters();
+    return std::vector<std::int64_t>{
+        static_cast<std::int64_t>(c.launches), static_cast<std::int64_t>(c.bytes_loaded),
+        static_cast<std::int64_t>(c.bytes_stored),
+        static_cast<std::int64_t>(c.loads_16 + c.stores_16),
+        static_cast<std::int64_t>(c.loads_smaller + c.stores_smaller)};
+  });
+  m.def(
+      "set_device(int sm_count, int shared_per_sm, int shared_per_block) -> ()",
+      [](std::int64_t sm_count, std::int64_t shared_per_sm, std::int64_t shared_per_block) {
+    simt::Device device;
+    device.sm_count = static_cast<int>(sm_count);
+    device.shared_per_sm = static_cast<std::size_t>(shared_per_sm);
+    device.shared_per_block_optin = static_cast<std::size_t>(shared_per_block);
+    simt::set_device(device);
+  });
+}
