@@ -31,13 +31,16 @@ CXX_FLAGS = [
     "-DPy_LIMITED_API=0x030A0000",
 ]
 # --fmad=false is nvcc's -ffp-contract=off. --threads: two architectures at once, which shortens
-# the tail of the build, where one file is left.
+# the tail of the build, where one file is left. -U: torch's own flags take away the conversions
+# between __half, __nv_bfloat16 and float, since ATen has types of its own; the kernels have not.
 NVCC_FLAGS = [
     "-O3",
     "-std=c++20",
     "--fmad=false",
     "--threads=2",
     "-Xcompiler=-fvisibility=hidden",
+    "-U__CUDA_NO_HALF_CONVERSIONS__",
+    "-U__CUDA_NO_BFLOAT16_CONVERSIONS__",
 ]
 
 
