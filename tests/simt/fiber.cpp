@@ -69,6 +69,8 @@ std::size_t stack_bytes() {
   return (under_asan() || under_tsan() ? 256 : 64) << 10;
 }
 
+std::vector<void*> abandoned_tsan_fibers;
+
 // Never unmapped: launches reuse the stacks, and pages never touched take no memory.
 char* pool_stack(std::size_t number) {
   static std::vector<char*> slabs;
@@ -98,7 +100,7 @@ bool under_asan() {
 }
 
 Fiber::~Fiber() {
-  if (owns_tsan_fiber_) __tsan_destroy_fiber(tsan_fiber_);
+  abandon();
 #if defined(SIMT_UCONTEXT)
   delete static_cast<ucontext_t*>(position_);
 #endif
@@ -154,9 +156,14 @@ void Fiber::prepare(std::size_t stack, void (*entry)()) {
 }
 
 void Fiber::abandon() {
-  if (owns_tsan_fiber_) __tsan_destroy_fiber(tsan_fiber_);
+  if (owns_tsan_fiber_) abandoned_tsan_fibers.push_back(tsan_fiber_);
   owns_tsan_fiber_ = false;
-  if (under_asan()) __asan_unpoison_memory_region(stack_, stack_bytes_);
+  if (under_asan() && stack_ != nullptr) __asan_unpoison_memory_region(stack_, stack_bytes_);
+}
+
+void Fiber::destroy_abandoned() {
+  for (void* fiber : abandoned_tsan_fibers) __tsan_destroy_fiber(fiber);
+  abandoned_tsan_fibers.clear();
 }
 
 void Fiber::entered() {

@@ -25,6 +25,9 @@ class Fiber {
   void prepare(std::size_t stack, void (*entry)());
   // Its stack may be used again. Nothing on it is destroyed.
   void abandon();
+  // After a launch. ThreadSanitizer takes a fiber for the same as an earlier one that was
+  // destroyed.
+  static void destroy_abandoned();
   // To be called first by an entry.
   void entered();
   // From this fiber, which runs, to another. `last`: this fiber will not be switched to again.

@@ -6,6 +6,7 @@
 #include "sanitizers.h"
 #include "scheduler.h"
 #include "settings.h"
+#include "shadow.h"
 
 namespace simt {
 
@@ -33,6 +34,7 @@ bool is_registered(std::uintptr_t address, unsigned bytes) {
 }
 
 void check(Access access, const volatile void* pointer, unsigned bytes, const Site& site) {
+  Unseen unseen;
   Thread& thread = current_thread();
   auto address = reinterpret_cast<std::uintptr_t>(pointer);
   const char* wrong = nullptr;
@@ -99,6 +101,7 @@ void after_atomic(const volatile void* address, bool changed) {
     ++thread.unchanged_atomics;
   }
   if (!under_tsan()) return;
+  Unseen unseen;
   auto& seen = thread.atomics_since_fence;
   if (std::find(seen.begin(), seen.end(), address) == seen.end()) seen.push_back(address);
 }

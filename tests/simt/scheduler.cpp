@@ -9,6 +9,7 @@
 #include "executor.h"
 #include "sanitizers.h"
 #include "settings.h"
+#include "shadow.h"
 #include "shared_memory.h"
 
 uint3 threadIdx;
@@ -85,6 +86,8 @@ Launch::Launch(dim3 grid, dim3 block, std::size_t dynamic_shared, bool cooperati
 }
 
 Launch::~Launch() {
+  blocks_.clear();
+  Fiber::destroy_abandoned();
   shared_memory::close();
   launch_in_progress = nullptr;
 }
@@ -119,9 +122,6 @@ void Launch::run(void (*body)(void*), void* arguments) {
   }
   if (under_tsan()) __tsan_acquire(&token_);
   settings.blocks += grid_size;
-  for (auto& block : blocks_) {
-    for (Thread& thread : block->threads) thread.fiber.abandon();
-  }
   if (!error_.empty()) throw Error(error_);
 }
 
@@ -131,6 +131,7 @@ void Launch::start(Block& block, std::size_t number, std::size_t first_stack) {
   if (block.threads.size() != size) {
     block.threads = std::vector<Thread>(size);
     block.ready.resize(size);
+    block.polling.reserve(size);
   }
   block.ready_first = block.ready_count = 0;
   block.at_barrier = block.exited = block.barriers = 0;
@@ -171,20 +172,22 @@ void Launch::thread_main() {
   try {
     launch.body_(launch.arguments_);
   } catch (const std::exception& error) {
+    Unseen unseen;
     launch.fail(to_string(*launch.current_) + " threw: " + error.what());
   } catch (...) {
+    Unseen unseen;
     launch.fail(to_string(*launch.current_) + " threw an exception");
   }
   launch.exit_current();
 }
 
-void Launch::exit_current() {
+void Launch::note_exit() {
+  Unseen unseen;
   Thread& thread = *current_;
   Block& block = *thread.block;
   Warp& warp = block.warps[thread.number / 32];
   if (block.at_barrier != 0) {
-    auto waits = [](const Thread& t) { return t.state == Thread::State::kBarrier; };
-    const Thread& other = *std::find_if(block.threads.begin(), block.threads.end(), waits);
+    const Thread& other = *block.first_at_barrier;
     fail(
         to_string(thread) + " exited, but " + to_string(other) + " waits in __syncthreads at " +
         to_string(other.site));
@@ -204,6 +207,10 @@ void Launch::exit_current() {
   }
   --alive_;
   ++progress_;
+}
+
+void Launch::exit_current() {
+  note_exit();
   if (under_tsan()) __tsan_release(&token_);
   switch_to(next(), true);
   __builtin_unreachable();
@@ -226,7 +233,7 @@ void Launch::suspend() {
 void Launch::poll(const Site& site) {
   current_->state = Thread::State::kPolling;
   current_->site = site;
-  current_->block->polling.push_back(current_->number);
+  current_->block->polling.push_back(current_->number);  // which has room
   switch_to(next(), false);
 }
 
@@ -264,7 +271,8 @@ Thread* Launch::next() {
     if (block != nullptr) return &block->pop(random());
     if (alive_ == 0) return nullptr;
     if (wake_polling()) continue;
-    if (error_.empty()) error_ = "deadlock: " + describe_waiting();
+    Unseen unseen;
+    error_ = "deadlock: " + describe_waiting();
     return nullptr;
   }
 }
@@ -289,6 +297,7 @@ void Launch::switch_to(Thread* thread, bool last) {
 
 void Launch::fail(const std::string& message) {
   error_ = message;
+  if (under_tsan()) __tsan_ignore_thread_end();  // the caller's Unseen
   switch_to(nullptr, true);
   __builtin_unreachable();
 }

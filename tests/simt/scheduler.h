@@ -70,6 +70,7 @@ struct Block {
   std::size_t ready_count = 0;
   std::vector<unsigned> polling;
   unsigned at_barrier = 0;
+  Thread* first_at_barrier = nullptr;
   unsigned exited = 0;
   unsigned barriers = 0;  // passed
   char barrier_tokens[2] = {};
@@ -100,13 +101,14 @@ class Launch {
   Random* random();
   bool draws(unsigned one_in);
 
-  // Ends the launch; the current thread is not resumed.
+  // Ends the launch; the current thread is not resumed. To be called while one Unseen lives.
   [[noreturn]] void fail(const std::string& message);
 
  private:
   static void thread_main();
   void start(Block& block, std::size_t number, std::size_t first_stack);
   void run_started();
+  void note_exit();
   void exit_current();
   Block* another_ready_block();
   bool wake_polling();

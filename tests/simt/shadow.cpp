@@ -20,6 +20,14 @@ void forget_accesses(const void* address, std::size_t bytes) {
   __tsan_java_alloc(begin, end - begin);
 }
 
+Unseen::Unseen() {
+  if (under_tsan()) __tsan_ignore_thread_begin();
+}
+
+Unseen::~Unseen() {
+  if (under_tsan()) __tsan_ignore_thread_end();
+}
+
 void poison(const void* address, std::size_t bytes) {
   if (under_asan()) __asan_poison_memory_region(address, bytes);
 }

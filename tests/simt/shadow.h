@@ -14,6 +14,16 @@ void forget_accesses(const void* address, std::size_t bytes);
 void poison(const void* address, std::size_t bytes);
 void unpoison(const void* address, std::size_t bytes);
 
+// While one lives, what the executor does with its own memory (new and delete above all) is not
+// taken for accesses by the running CUDA thread. None may live across a switch.
+class Unseen {
+ public:
+  Unseen();
+  ~Unseen();
+  Unseen(const Unseen&) = delete;
+  Unseen& operator=(const Unseen&) = delete;
+};
+
 // As memset and memcpy, which the sanitizers would take for accesses by the running CUDA thread.
 void fill_unseen(void* to, int value, std::size_t bytes);
 void copy_unseen(void* to, const void* from, std::size_t bytes);

@@ -6,13 +6,14 @@
 #include "sanitizers.h"
 #include "scheduler.h"
 #include "settings.h"
+#include "shadow.h"
 
 namespace simt {
 namespace {
 
 bool same(const Site& a, const Site& b) {
   return a.line() == b.line() && a.column() == b.column() &&
-         std::strcmp(a.file_name(), b.file_name()) == 0;
+         (a.file_name() == b.file_name() || std::strcmp(a.file_name(), b.file_name()) == 0);
 }
 
 const char* name(WarpOp op) {
@@ -44,31 +45,30 @@ Thread& first_lane(Thread& thread, unsigned mask) {
   return lane_of(thread, unsigned(std::countr_zero(mask)));
 }
 
+[[noreturn]] void fail_mask(
+    Thread& thread, const char* what, unsigned mask, const Site& site, const std::string& wrong) {
+  launch_in_progress->fail(here(what, site, thread) + "the mask " + hex(mask) + wrong);
+}
+
 void check_mask(
     Thread& thread, const Warp& warp, const char* what, unsigned mask, const Site& site) {
-  Launch& launch = *launch_in_progress;
-  std::string named = "the mask " + hex(mask) + " names ";
   if ((mask >> thread.lane() & 1u) == 0) {
-    launch.fail(
-        here(what, site, thread) + "its lane " + std::to_string(thread.lane()) +
-        " is not in its own mask " + hex(mask));
+    std::string lane = std::to_string(thread.lane());
+    fail_mask(thread, what, mask, site, " does not name its own lane, " + lane);
   }
+  if ((mask & (~warp.lanes | warp.exited | warp.at_barrier)) == 0) return;
   if (unsigned missing = mask & ~warp.lanes) {
-    launch.fail(
-        here(what, site, thread) + named + "lane " + std::to_string(std::countr_zero(missing)) +
-        ", which the block does not have");
+    std::string lane = std::to_string(std::countr_zero(missing));
+    fail_mask(thread, what, mask, site, " names lane " + lane + ", which the block lacks");
   }
   if (unsigned exited = mask & warp.exited) {
-    launch.fail(
-        here(what, site, thread) + named + to_string(first_lane(thread, exited)) +
-        ", which has exited");
+    std::string other = to_string(first_lane(thread, exited));
+    fail_mask(thread, what, mask, site, " names " + other + ", which has exited");
   }
-  if (unsigned waiting = mask & warp.at_barrier) {
-    Thread& other = first_lane(thread, waiting);
-    launch.fail(
-        here(what, site, thread) + named + to_string(other) + ", which waits in __syncthreads at " +
-        to_string(other.site));
-  }
+  const Thread& other = first_lane(thread, mask & warp.at_barrier);
+  fail_mask(
+      thread, what, mask, site,
+      " names " + to_string(other) + ", which waits in __syncthreads at " + to_string(other.site));
 }
 
 // The group to join. Others may be under way, unless they wait for this lane and it for them.
@@ -89,15 +89,15 @@ WarpGroup& group_of(Thread& thread, Warp& warp, WarpOp op, unsigned mask, const 
 
 // All have arrived. Results are read now: a lane's value may be its next operation's by the time
 // another lane runs.
-void complete(Thread& thread, Warp& warp, WarpGroup group) {
+void complete(Thread& thread, Warp& warp, WarpGroup& completed) {
+  WarpGroup group = completed;
   unsigned votes = 0;
-  for (unsigned rest = group.mask; rest != 0; rest &= rest - 1) {
+  for (unsigned rest = group.mask; rest != 0 && group.op == WarpOp::kVote; rest &= rest - 1) {
     unsigned lane = unsigned(std::countr_zero(rest));
     votes |= unsigned(lane_of(thread, lane).value != 0) << lane;
   }
-  std::erase_if(warp.groups, [&](const WarpGroup& other) {
-    return other.op == group.op && other.mask == group.mask && same(other.site, group.site);
-  });
+  completed = warp.groups.back();
+  warp.groups.pop_back();
   for (unsigned rest = group.mask; rest != 0; rest &= rest - 1) {
     Thread& other = lane_of(thread, unsigned(std::countr_zero(rest)));
     if (group.op == WarpOp::kShuffle) {
@@ -115,10 +115,9 @@ void complete(Thread& thread, Warp& warp, WarpGroup group) {
   launch_in_progress->note_progress();
 }
 
-}  // namespace
-
-void barrier(const Site& site) {
-  Thread& thread = current_thread();
+// To release before the wait and acquire after it, for ThreadSanitizer.
+char* arrive_at_barrier(Thread& thread, const Site& site) {
+  Unseen unseen;
   Launch& launch = *launch_in_progress;
   Block& block = *thread.block;
   Warp& warp = block.warps[thread.number / 32];
@@ -133,21 +132,18 @@ void barrier(const Site& site) {
         here("__syncthreads", site, thread) + to_string(first_lane(thread, group.arrived)) +
         " waits for it in a " + name(group.op) + " at " + to_string(group.site));
   }
-  if (block.at_barrier != 0) {
-    auto waits = [](const Thread& t) { return t.state == Thread::State::kBarrier; };
-    const Thread& other = *std::find_if(block.threads.begin(), block.threads.end(), waits);
-    if (!same(other.site, site)) {
-      launch.fail(
-          here("__syncthreads", site, thread) + to_string(other) +
-          " waits in another __syncthreads at " + to_string(other.site));
-    }
+  if (block.at_barrier == 0) {
+    block.first_at_barrier = &thread;
+  } else if (const Thread& other = *block.first_at_barrier; !same(other.site, site)) {
+    launch.fail(
+        here("__syncthreads", site, thread) + to_string(other) +
+        " waits in another __syncthreads at " + to_string(other.site));
   }
-  char* token = &block.barrier_tokens[block.barriers % 2];
-  if (under_tsan()) __tsan_release(token);
   thread.state = Thread::State::kBarrier;
   thread.site = site;
   thread.unchanged_atomics = 0;
   warp.at_barrier |= 1u << thread.lane();
+  char* token = &block.barrier_tokens[block.barriers % 2];
   if (++block.at_barrier == block.threads.size()) {
     block.at_barrier = 0;
     ++block.barriers;
@@ -155,24 +151,20 @@ void barrier(const Site& site) {
     for (Thread& each : block.threads) launch.make_ready(each);
     launch.note_progress();
   }
-  launch.suspend();
-  if (under_tsan()) __tsan_acquire(token);
+  return token;
 }
 
-std::uint64_t warp_op(
-    WarpOp op, unsigned mask, std::uint64_t value, unsigned source, const Site& site) {
-  Thread& thread = current_thread();
+char* arrive_at_warp_op(
+    Thread& thread,
+    WarpOp op,
+    unsigned mask,
+    std::uint64_t value,
+    unsigned source,
+    const Site& site) {
+  Unseen unseen;
   Warp& warp = thread.block->warps[thread.number / 32];
   check_mask(thread, warp, name(op), mask, site);
   WarpGroup& group = group_of(thread, warp, op, mask, site);
-  char* token = nullptr;
-  if (under_tsan() && (op == WarpOp::kSync || settings.shuffles_order_memory)) {
-    // A token of the mask's own: one of the warp would order lanes that do not take part.
-    auto& owned = warp.tokens[mask];
-    if (owned == nullptr) owned = std::make_unique<char>();
-    token = owned.get();
-    __tsan_release(token);
-  }
   thread.state = Thread::State::kWarp;
   thread.site = site;
   thread.value = value;
@@ -180,8 +172,30 @@ std::uint64_t warp_op(
   thread.unchanged_atomics = 0;
   group.arrived |= 1u << thread.lane();
   if (group.arrived == mask) complete(thread, warp, group);
+  if (!under_tsan() || (op != WarpOp::kSync && !settings.shuffles_order_memory)) return nullptr;
+  // A token of the mask's own: one of the warp would order lanes that do not take part.
+  auto& token = warp.tokens[mask];
+  if (token == nullptr) token = std::make_unique<char>();
+  return token.get();
+}
+
+void wait_with(char* token) {
+  if (!under_tsan()) token = nullptr;
+  if (token != nullptr) __tsan_release(token);
   launch_in_progress->suspend();
   if (token != nullptr) __tsan_acquire(token);
+}
+
+}  // namespace
+
+void barrier(const Site& site) {
+  wait_with(arrive_at_barrier(current_thread(), site));
+}
+
+std::uint64_t warp_op(
+    WarpOp op, unsigned mask, std::uint64_t value, unsigned source, const Site& site) {
+  Thread& thread = current_thread();
+  wait_with(arrive_at_warp_op(thread, op, mask, value, source, site));
   return thread.result;
 }
 
@@ -196,9 +210,9 @@ unsigned lane() {
 }
 
 void fail_bad_width(int width, const Site& site) {
-  Thread& thread = current_thread();
+  Unseen unseen;
   launch_in_progress->fail(
-      here("shuffle", site, thread) + "the width " + std::to_string(width) +
+      here("shuffle", site, current_thread()) + "the width " + std::to_string(width) +
       " is not a power of two up to 32");
 }
 
