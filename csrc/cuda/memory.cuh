@@ -22,7 +22,13 @@ enum class Reuse { kSoon, kNever };
 
 template <typename scalar_t>
 __device__ __forceinline__ AccType<scalar_t> to_acc(scalar_t value) {
-  return static_cast<AccType<scalar_t>>(value);
+  if constexpr (std::is_same_v<scalar_t, __half>) {
+    return __half2float(value);
+  } else if constexpr (std::is_same_v<scalar_t, __nv_bfloat16>) {
+    return __bfloat162float(value);
+  } else {
+    return value;
+  }
 }
 
 template <typename scalar_t>

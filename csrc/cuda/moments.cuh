@@ -73,6 +73,9 @@ __device__ __forceinline__ void add_lanes(const acc_t (&sums)[kVec], acc_t (&tot
 template <typename scalar_t, int kLanes>
 class ThreadMoments {
   using acc_t = AccType<scalar_t>;
+  // Doubles are summed in double: once to find the mean, and again about it, so that nothing
+  // cancels. Sums of floats have bits to spare.
+  static constexpr int kRounds = std::is_same_v<scalar_t, double> ? 2 : 1;
 
  public:
   // The vectors stay as they lie in memory until their turn: half types take half the registers.
@@ -115,18 +118,24 @@ class ThreadMoments {
         pivots[At::channel() + k] = origin_[k];
       }
     }
-    __syncthreads();
-    LaneSums<kLanes> sums;
-    BNEXT_UNROLL
-    for (int k = 0; k < kLanes; ++k) {
-      const double distance = static_cast<double>(origin_[k]) - pivots[At::channel() + k];
-      ShiftedSums<double> shifted;
-      shifted.add_shifted(distance, total_count_, totals_[k].sum_d, totals_[k].sum_dd);
-      sums.a[k] = shifted.sum_d;
-      sums.b[k] = shifted.sum_dd;
-    }
-    const PairOfSums total = sum_over_block<kRows, kVec>(sums, sums_scratch);
     const int thread = At::thread();
+    PairOfSums total;
+    for (int round = 0; round < kRounds; ++round) {
+      if (round > 0 && thread < At::tile_channels()) {
+        pivots[thread] = finite_pivot(pivots[thread] + total.a / count);
+      }
+      __syncthreads();
+      LaneSums<kLanes> sums;
+      BNEXT_UNROLL
+      for (int k = 0; k < kLanes; ++k) {
+        const double distance = static_cast<double>(origin_[k]) - pivots[At::channel() + k];
+        ShiftedSums<double> shifted;
+        shifted.add_shifted(distance, total_count_, totals_[k].sum_d, totals_[k].sum_dd);
+        sums.a[k] = shifted.sum_d;
+        sums.b[k] = shifted.sum_dd;
+      }
+      total = sum_over_block<kRows, kVec>(sums, sums_scratch);
+    }
     if (thread >= At::tile_channels()) {
       return {};
     }
