@@ -92,13 +92,6 @@ char* pool_stack(std::size_t number) {
 
 }  // namespace
 
-bool under_tsan() {
-  return __tsan_create_fiber != nullptr;
-}
-bool under_asan() {
-  return __sanitizer_start_switch_fiber != nullptr && !under_tsan();
-}
-
 Fiber::~Fiber() {
   abandon();
 #if defined(SIMT_UCONTEXT)

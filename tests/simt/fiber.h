@@ -7,10 +7,6 @@
 
 namespace simt {
 
-// Whether this program runs under ThreadSanitizer, AddressSanitizer.
-bool under_tsan();
-bool under_asan();
-
 // A flow of control: the launching one or a CUDA thread's.
 class Fiber {
  public:

@@ -54,7 +54,7 @@ void release_as_of_fence(Thread& thread, void* address) {
   void* self = __tsan_get_current_fiber();
   void* messenger = __tsan_create_fiber(0);
   __tsan_switch_to_fiber(messenger, 1);
-  __tsan_acquire(&thread.fence_token);
+  thread.fence_token.acquire();
   __tsan_release(address);
   __tsan_switch_to_fiber(self, 1);
   __tsan_destroy_fiber(messenger);
@@ -83,13 +83,6 @@ void before_atomic(const volatile void* address, unsigned bytes, const Site& sit
     thread.site = site;
     launch_in_progress->yield();
   }
-  if (!under_tsan() || !thread.fenced) return;
-  void* sync = const_cast<void*>(address);
-  if (thread.stored_since_fence) {
-    release_as_of_fence(thread, sync);
-  } else {
-    __tsan_release(sync);
-  }
 }
 
 void after_atomic(const volatile void* address, bool changed) {
@@ -101,6 +94,11 @@ void after_atomic(const volatile void* address, bool changed) {
     ++thread.unchanged_atomics;
   }
   if (!under_tsan()) return;
+  // Now rather than before, so that the atomic itself is ordered too: the last block may then reset
+  // a counter by a plain store.
+  void* sync = const_cast<void*>(address);
+  if (thread.fenced && thread.stored_since_fence) release_as_of_fence(thread, sync);
+  if (thread.fenced && !thread.stored_since_fence) __tsan_release(sync);
   Unseen unseen;
   auto& seen = thread.atomics_since_fence;
   if (std::find(seen.begin(), seen.end(), address) == seen.end()) seen.push_back(address);
@@ -114,7 +112,7 @@ void fence() {
     __tsan_acquire(const_cast<void*>(address));
   }
   thread.atomics_since_fence.clear();
-  __tsan_release(&thread.fence_token);
+  thread.fence_token.release();
   thread.fenced = true;
   thread.stored_since_fence = false;
 }

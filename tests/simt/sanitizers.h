@@ -25,3 +25,14 @@ SIMT_WEAK void __tsan_java_alloc(unsigned long address, unsigned long bytes);
 SIMT_WEAK void __tsan_java_free(unsigned long address, unsigned long bytes);
 #undef SIMT_WEAK
 }
+
+namespace simt {
+
+inline bool under_tsan() {
+  return __tsan_create_fiber != nullptr;
+}
+inline bool under_asan() {
+  return __sanitizer_start_switch_fiber != nullptr && !under_tsan();
+}
+
+}  // namespace simt

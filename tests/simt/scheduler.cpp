@@ -23,6 +23,9 @@ namespace {
 // In which every thread that could run only looked for a change, and there was none.
 constexpr unsigned kIdleRounds = 200;
 
+// Its limit is 8128.
+constexpr std::size_t kTsanThreads = 8000;
+
 std::string to_string(const uint3& index) {
   return "(" + std::to_string(index.x) + "," + std::to_string(index.y) + "," +
          std::to_string(index.z) + ")";
@@ -108,6 +111,9 @@ void Launch::run(void (*body)(void*), void* arguments) {
   std::size_t grid_size = std::size_t(grid_.x) * grid_.y * grid_.z;
   std::size_t at_once = cooperative_ ? grid_size : 1;
   std::size_t block_size = std::size_t(block_.x) * block_.y * block_.z;
+  if (under_tsan() && grid_size * block_size > kTsanThreads) {
+    throw Error("a launch of more threads than ThreadSanitizer can tell apart");
+  }
   for (std::size_t i = 0; i < at_once; ++i) blocks_.push_back(std::make_unique<Block>());
   if (cooperative_) {
     for (std::size_t i = 0; i < grid_size; ++i) start(*blocks_[i], i, i * block_size);
@@ -120,7 +126,7 @@ void Launch::run(void (*body)(void*), void* arguments) {
       if (!error_.empty()) break;
     }
   }
-  if (under_tsan()) __tsan_acquire(&token_);
+  token_.acquire();
   settings.blocks += grid_size;
   if (!error_.empty()) throw Error(error_);
 }
@@ -135,6 +141,7 @@ void Launch::start(Block& block, std::size_t number, std::size_t first_stack) {
   }
   block.ready_first = block.ready_count = 0;
   block.at_barrier = block.exited = block.barriers = 0;
+  for (Token& token : block.barrier_tokens) token.reset();
   block.warps.clear();
   block.warps.resize((size + 31) / 32);
   for (std::size_t i = 0; i < size; ++i) {
@@ -146,6 +153,7 @@ void Launch::start(Block& block, std::size_t number, std::size_t first_stack) {
     thread.number = unsigned(i);
     thread.state = Thread::State::kReady;
     thread.unchanged_atomics = 0;
+    thread.fence_token.reset();
     thread.fenced = thread.stored_since_fence = false;
     thread.atomics_since_fence.clear();
     block.warps[i / 32].lanes |= 1u << i % 32;
@@ -211,7 +219,7 @@ void Launch::note_exit() {
 
 void Launch::exit_current() {
   note_exit();
-  if (under_tsan()) __tsan_release(&token_);
+  token_.release();
   switch_to(next(), true);
   __builtin_unreachable();
 }

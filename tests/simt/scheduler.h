@@ -13,6 +13,7 @@
 
 #include "fiber.h"
 #include "random.h"
+#include "shadow.h"
 
 #pragma GCC visibility push(hidden)
 
@@ -39,7 +40,7 @@ struct Thread {
   // Fences, for ThreadSanitizer.
   bool fenced = false;
   bool stored_since_fence = false;
-  char fence_token = 0;
+  Token fence_token;
   std::vector<const volatile void*> atomics_since_fence;
 
   unsigned lane() const { return number % 32; }
@@ -58,7 +59,7 @@ struct Warp {
   unsigned exited = 0;
   unsigned at_barrier = 0;
   std::vector<WarpGroup> groups;
-  std::map<unsigned, std::unique_ptr<char>> tokens;  // by mask, for ThreadSanitizer
+  std::map<unsigned, std::unique_ptr<Token>> tokens;  // by mask, for ThreadSanitizer
 };
 
 struct Block {
@@ -73,7 +74,7 @@ struct Block {
   Thread* first_at_barrier = nullptr;
   unsigned exited = 0;
   unsigned barriers = 0;  // passed
-  char barrier_tokens[2] = {};
+  Token barrier_tokens[2];
   std::vector<unsigned char> shared;  // while another block runs
 
   void push(unsigned thread);
@@ -132,7 +133,7 @@ class Launch {
   unsigned long long progress_at_wake_ = 0;
   unsigned idle_rounds_ = 0;
   std::string error_;
-  char token_ = 0;
+  Token token_;
 };
 
 // null outside of a launch.

@@ -1,31 +1,21 @@
 #include "shadow.h"
 
-#include <cstdint>
-
-#include "fiber.h"
 #include "sanitizers.h"
 
 namespace simt {
 
 void forget_accesses(const void* address, std::size_t bytes) {
   if (!under_tsan()) return;
-  // The interface for the Java heap is the one that resets a range at any address.
+  // The interface for the Java heap is the one that resets a range, in fact one at any address. The
+  // heap is declared tiny, since reports walk through it.
   static bool initialised = false;
-  if (!initialised) __tsan_java_init(8, ~0ul >> 17);
+  if (!initialised) __tsan_java_init(8, 8);
   initialised = true;
   auto begin = (reinterpret_cast<std::uintptr_t>(address) + 7) & ~std::uintptr_t(7);
   auto end = (reinterpret_cast<std::uintptr_t>(address) + bytes) & ~std::uintptr_t(7);
   if (begin >= end) return;
   __tsan_java_free(begin, end - begin);
   __tsan_java_alloc(begin, end - begin);
-}
-
-Unseen::Unseen() {
-  if (under_tsan()) __tsan_ignore_thread_begin();
-}
-
-Unseen::~Unseen() {
-  if (under_tsan()) __tsan_ignore_thread_end();
 }
 
 void poison(const void* address, std::size_t bytes) {

@@ -7,7 +7,6 @@
 #include <stdexcept>
 
 #include "executor.h"
-#include "fiber.h"
 #include "shadow.h"
 
 // The name under which kernels declare dynamic shared memory:

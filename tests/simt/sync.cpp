@@ -3,7 +3,6 @@
 #include <bit>
 #include <cstring>
 
-#include "sanitizers.h"
 #include "scheduler.h"
 #include "settings.h"
 #include "shadow.h"
@@ -116,7 +115,7 @@ void complete(Thread& thread, Warp& warp, WarpGroup& completed) {
 }
 
 // To release before the wait and acquire after it, for ThreadSanitizer.
-char* arrive_at_barrier(Thread& thread, const Site& site) {
+Token* arrive_at_barrier(Thread& thread, const Site& site) {
   Unseen unseen;
   Launch& launch = *launch_in_progress;
   Block& block = *thread.block;
@@ -143,7 +142,7 @@ char* arrive_at_barrier(Thread& thread, const Site& site) {
   thread.site = site;
   thread.unchanged_atomics = 0;
   warp.at_barrier |= 1u << thread.lane();
-  char* token = &block.barrier_tokens[block.barriers % 2];
+  Token* token = &block.barrier_tokens[block.barriers % 2];
   if (++block.at_barrier == block.threads.size()) {
     block.at_barrier = 0;
     ++block.barriers;
@@ -154,7 +153,7 @@ char* arrive_at_barrier(Thread& thread, const Site& site) {
   return token;
 }
 
-char* arrive_at_warp_op(
+Token* arrive_at_warp_op(
     Thread& thread,
     WarpOp op,
     unsigned mask,
@@ -175,15 +174,14 @@ char* arrive_at_warp_op(
   if (!under_tsan() || (op != WarpOp::kSync && !settings.shuffles_order_memory)) return nullptr;
   // A token of the mask's own: one of the warp would order lanes that do not take part.
   auto& token = warp.tokens[mask];
-  if (token == nullptr) token = std::make_unique<char>();
+  if (token == nullptr) token = std::make_unique<Token>();
   return token.get();
 }
 
-void wait_with(char* token) {
-  if (!under_tsan()) token = nullptr;
-  if (token != nullptr) __tsan_release(token);
+void wait_with(Token* token) {
+  if (token != nullptr) token->release();
   launch_in_progress->suspend();
-  if (token != nullptr) __tsan_acquire(token);
+  if (token != nullptr) token->acquire();
 }
 
 }  // namespace
