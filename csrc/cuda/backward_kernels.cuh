@@ -224,27 +224,28 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
   const Piece piece = tiling.piece(kRows, work.ghost, work.tile, work.split);
   const std::int64_t first = work.ghost * tiling.n_channel;
   GradPiece<scalar_t, At::kLanes, index_t, kFusion> grad_piece(elements, piece);
-  BNEXT_UNROLL
-  for (int k = 0; k < At::kLanes; ++k) {
-    if (At::channel() + k < piece.n_channel) {
-      const std::int64_t channel = piece.channel + At::channel() + k;
-      grad_piece.constants.set(
-          k, constants_of<scalar_t>(
-                 saved_stats(elements, first + channel), elements.weight, elements.bias, channel));
-    }
+  const Shared<scalar_t> shared{At::tile_channels()};
+  const int thread = At::thread();
+  if (thread < piece.n_channel) {
+    const std::int64_t channel = piece.channel + thread;
+    shared.constants().set(
+        thread,
+        constants_of<scalar_t>(
+            saved_stats(elements, first + channel), elements.weight, elements.bias, channel));
   }
+  __syncthreads();
+  shared.constants().get(At::channel(), grad_piece.constants);
   GradReduceVisitor<scalar_t, kRows, kVec, index_t, kFusion, Cache::kNone> visitor{grad_piece};
   walk<kRows, kVec, index_t>(tiling, piece, visitor);
 
-  double* scratch = shared_scratch();
-  const int thread = At::thread();
+  double* scratch = shared.scratch();
   PairOfSums sums = sum_over_block<kRows, kVec>(visitor.sums, scratch);
   if (tiling.splits() > 1) {
     const SumSets sets =
         args.workspace.pieces.at(work.tile, piece.channel, work.ghost * tiling.splits());
     store_sums(sets, work.split, piece, thread, sums);
     unsigned* counter = counters.pieces + work.ghost * tiling.tiles + work.tile;
-    if (!arrive_last(counter, tiling.splits(), shared_flag())) {
+    if (!arrive_last(counter, tiling.splits(), shared.flag())) {
       return;
     }
     sums = add_sets<kRows, kVec>(sets, tiling.splits(), piece, scratch);
@@ -264,7 +265,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
     const SumSets ghosts = args.workspace.ghosts.at(work.tile, piece.channel, 0);
     store_sums(ghosts, work.ghost, piece, thread, sums);
     if (!arrive_last(
-            counters.ghosts + work.tile, static_cast<unsigned>(tiling.num_ghosts), shared_flag())) {
+            counters.ghosts + work.tile, static_cast<unsigned>(tiling.num_ghosts), shared.flag())) {
       return;
     }
     sums = add_sets<kRows, kVec>(ghosts, tiling.num_ghosts, piece, scratch);
@@ -278,25 +279,28 @@ template <typename scalar_t, bool kRows, int kVec, typename index_t, Fusion kFus
 __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
     grad_apply_kernel(const __grid_constant__ GradApplyArgs<scalar_t> args) {
   using At = Position<kRows, kVec>;
+  using acc_t = AccType<scalar_t>;
   const Tiling& tiling = args.tiling;
   const BackwardElements<scalar_t>& elements = args.elements;
   const Work work(tiling, gridDim.x - 1 - blockIdx.x);  // backwards, as apply_kernel
   const Piece piece = tiling.piece(kRows, work.ghost, work.tile, work.split);
   GradPiece<scalar_t, At::kLanes, index_t, kFusion> grad_piece(elements, piece);
-  BNEXT_UNROLL
-  for (int k = 0; k < At::kLanes; ++k) {
-    if (At::channel() + k < piece.n_channel) {
-      const std::int64_t channel = piece.channel + At::channel() + k;
-      const std::int64_t at = work.ghost * tiling.n_channel + channel;
-      grad_piece.constants.set(
-          k, constants_of<scalar_t>(
-                 saved_stats(elements, at), elements.weight, elements.bias, channel));
-      if (!elements.frozen) {
-        grad_piece.constants.coef_x[k] = __ldcg(args.coef_x + at);
-        grad_piece.constants.coef_0[k] = __ldcg(args.coef_0 + at);
-      }
+  const auto constants = Shared<scalar_t>{At::tile_channels()}.constants();
+  const int thread = At::thread();
+  if (thread < piece.n_channel) {
+    const std::int64_t channel = piece.channel + thread;
+    const std::int64_t at = work.ghost * tiling.n_channel + channel;
+    constants.set(
+        thread,
+        constants_of<scalar_t>(saved_stats(elements, at), elements.weight, elements.bias, channel));
+    if (!elements.frozen) {
+      constants.set(
+          thread, BackwardConstants<acc_t>{__ldcg(args.coef_x + at), __ldcg(args.coef_0 + at)});
     }
   }
+  __syncthreads();
+  constants.get(At::channel(), grad_piece.constants);
+  constants.get_coefficients(At::channel(), grad_piece.constants);
   GradApplyVisitor<scalar_t, kRows, kVec, index_t, kFusion, Cache::kNone> visitor(
       grad_piece, elements, piece);
   walk<kRows, kVec, index_t>(tiling, piece, visitor);

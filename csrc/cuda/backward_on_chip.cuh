@@ -11,18 +11,16 @@ template <typename scalar_t, bool kRows, int kVec, Fusion kFusion>
 __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
     backward_on_chip_kernel(const __grid_constant__ BackwardOnChipArgs<scalar_t> args) {
   using At = Position<kRows, kVec>;
-  using acc_t = AccType<scalar_t>;
   const Tiling& tiling = args.tiling;
   const Teams& teams = args.teams;
   const Member member(tiling);
   const BackwardElements<scalar_t>& elements = args.elements;
   const Counters& counters = args.workspace.counters;
   const int thread = At::thread();
-  const int channels = At::tile_channels();
-  double* scratch = shared_scratch();
-  acc_t* constants = shared_constants<acc_t>(channels);
-  scalar_t* cache = shared_cache<scalar_t>(channels, kBackwardConstants);
-  auto* seen = shared_seen<PairOfSums>(channels);  // dy * xhat in b
+  const Shared<scalar_t> shared{At::tile_channels()};
+  double* scratch = shared.scratch();
+  const auto constants = shared.constants();
+  auto* seen = shared.template seen<PairOfSums>();  // dy * xhat in b
   int round = 0;
   for (int tile = member.team % teams.tile_teams; tile < tiling.tiles; tile += teams.tile_teams) {
     const std::int64_t first_ghost = member.team / teams.tile_teams;
@@ -31,22 +29,15 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
       const std::int64_t channel = piece.channel + thread;
       const std::int64_t at = ghost * tiling.n_channel + channel;
       if (thread < piece.n_channel) {
-        const auto folded = constants_of<scalar_t>(
-            saved_stats(elements, at), elements.weight, elements.bias, channel);
-        constants[thread] = folded.mean;
-        constants[channels + thread] = folded.scale;
-        constants[2 * channels + thread] = folded.shift;
+        constants.set(
+            thread, constants_of<scalar_t>(
+                        saved_stats(elements, at), elements.weight, elements.bias, channel));
       }
       __syncthreads();
       GradPiece<scalar_t, At::kLanes, int, kFusion> grad_piece(elements, piece);
-      grad_piece.cache = cache;
+      grad_piece.cache = shared.cache();
       grad_piece.cache_elements = teams.cache_elements;
-      BNEXT_UNROLL
-      for (int k = 0; k < At::kLanes; ++k) {
-        const int c = At::channel() + k;
-        grad_piece.constants.set(
-            k, {constants[c], constants[channels + c], constants[2 * channels + c]});
-      }
+      constants.get(At::channel(), grad_piece.constants);
       PairOfSums sums;
       {
         GradReduceVisitor<scalar_t, kRows, kVec, int, kFusion, Cache::kFill> visitor{grad_piece};
@@ -56,16 +47,24 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
       if (tiling.splits() > 1) {
         const SumSets sets = args.workspace.pieces.at(0, 0, member.buffer(tiling, round));
         store_sums(sets, member.split, piece, thread, sums);
-        member.meet(tiling, teams, round);
-        sums = add_sets<kRows, kVec>(sets, tiling.splits(), piece, scratch);
+        // The last to arrive adds up for all.
+        const SumSets merged = sets.at(0, 0, tiling.splits());
+        if (member.arrive_last(tiling, teams, round, shared.flag())) {
+          sums = add_sets<kRows, kVec>(sets, tiling.splits(), piece, scratch);
+          store_sums(merged, 0, piece, thread, sums);
+          member.release(teams, round);
+        } else {
+          member.wait(teams, round);
+          sums = load_sums(merged, piece, thread);
+        }
+        ++round;
       }
       if (thread < piece.n_channel) {
         const auto stats = saved_stats(elements, at);
-        const auto folded = finish_grad_ghost(
-            args.outputs, elements, stats, channel, at, tiling.ghost_count(ghost), sums,
-            /*writes=*/false);
-        constants[3 * channels + thread] = folded.coef_x;
-        constants[4 * channels + thread] = folded.coef_0;
+        constants.set(
+            thread, finish_grad_ghost(
+                        args.outputs, elements, stats, channel, at, tiling.ghost_count(ghost), sums,
+                        /*writes=*/false));
         if (ghost == first_ghost) {
           seen[thread] = {};
         }
@@ -73,12 +72,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
         seen[thread].b += sums.b * static_cast<double>(stats.invstd);
       }
       __syncthreads();
-      BNEXT_UNROLL
-      for (int k = 0; k < At::kLanes; ++k) {
-        const int c = At::channel() + k;
-        grad_piece.constants.coef_x[k] = constants[3 * channels + c];
-        grad_piece.constants.coef_0[k] = constants[4 * channels + c];
-      }
+      constants.get_coefficients(At::channel(), grad_piece.constants);
       GradApplyVisitor<scalar_t, kRows, kVec, int, kFusion, Cache::kRead> visitor(
           grad_piece, elements, piece);
       walk<kRows, kVec, int>(tiling, piece, visitor);
@@ -95,7 +89,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
     if (teams.ghost_teams > 1) {
       const SumSets seats = args.workspace.ghosts.at(tile, piece.channel, 0);
       store_sums(seats, first_ghost, piece, thread, total);
-      if (!arrive_last(counters.ghosts + tile, teams.ghost_teams, shared_flag())) {
+      if (!arrive_last(counters.ghosts + tile, teams.ghost_teams, shared.flag())) {
         continue;
       }
       total = add_sets<kRows, kVec>(seats, teams.ghost_teams, piece, scratch);
@@ -104,7 +98,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
       store_parameter_grads(args.outputs, piece.channel + thread, total);
     }
   }
-  member.leave(tiling, teams, counters, shared_flag());
+  member.leave(tiling, teams, counters, shared.flag());
 }
 
 }  // namespace bnext::cuda

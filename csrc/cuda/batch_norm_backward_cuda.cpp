@@ -83,8 +83,8 @@ void backward(
   Launch launch{};
   if (applies) {
     launch = plan_on_chip(
-        backward_operands(tensors), tensors.extra.defined() ? 3 : 2, kBackwardConstants,
-        device.properties(), [&](const Launch& candidate, int* blocks_per_sm) {
+        backward_operands(tensors), tensors.extra.defined() ? 3 : 2, device.properties(),
+        [&](const Launch& candidate, int* blocks_per_sm) {
       return BackwardLaunches<scalar_t>::on_chip_occupancy(candidate, elements, blocks_per_sm);
     });
   }

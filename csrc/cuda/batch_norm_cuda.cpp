@@ -86,7 +86,7 @@ void train(
   const std::int64_t num_ghosts = saved.mean.size(0);
   const auto elements = forward_elements<scalar_t>(tensors);
   const Launch launch = plan_on_chip(
-      forward_operands(tensors, num_ghosts), /*tensors=*/1, kForwardConstants, device.properties(),
+      forward_operands(tensors, num_ghosts), /*tensors=*/1, device.properties(),
       [&](const Launch& candidate, int* blocks_per_sm) {
     return ForwardLaunches<scalar_t>::on_chip_occupancy(candidate, elements, blocks_per_sm);
   });

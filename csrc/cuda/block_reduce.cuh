@@ -1,5 +1,5 @@
-// Sums over the threads of a block, and what blocks say to each other: who arrives last, and a
-// barrier over a team of blocks. Orders are fixed, so that sums have the same bits in every run.
+// Sums over the threads of a block, and which block arrives last. Orders are fixed, so that sums
+// have the same bits in every run.
 #pragma once
 
 #include "walk.cuh"
@@ -71,21 +71,6 @@ __device__ __forceinline__ bool arrive_last(unsigned* counter, unsigned expected
   }
   __syncthreads();
   return *flag != 0;
-}
-
-// Waits until the counter has reached `target`: all blocks of the team have arrived this often.
-// All of them must be resident, which a cooperative launch guarantees.
-__device__ __forceinline__ void team_barrier(unsigned* counter, unsigned target) {
-  __syncthreads();
-  if (threadIdx.x == 0 && threadIdx.y == 0) {
-    __threadfence();
-    atomicAdd(counter, 1u);
-    while (atomicAdd(counter, 0u) < target) {
-      __nanosleep(32);
-    }
-    __threadfence();
-  }
-  __syncthreads();
 }
 
 }  // namespace bnext::cuda

@@ -4,6 +4,7 @@
 #include "../core/activation.h"
 #include "../core/normalize.h"
 #include "moments.cuh"
+#include "shared.cuh"
 
 namespace bnext::cuda {
 
@@ -21,22 +22,6 @@ template <int kLanes, typename T>
 __device__ __forceinline__ T lane(const T (&values)[kLanes], int k) {
   return values[k % kLanes];
 }
-
-template <typename acc_t, int kLanes>
-struct ForwardLanes {
-  acc_t mean[kLanes], scale[kLanes], shift[kLanes];
-
-  __device__ __forceinline__ void set(int k, const ForwardConstants<acc_t>& constants) {
-    mean[k] = constants.mean;
-    scale[k] = constants.scale;
-    shift[k] = constants.shift;
-  }
-};
-
-template <typename acc_t, int kLanes>
-struct BackwardLanes : ForwardLanes<acc_t, kLanes> {
-  acc_t coef_x[kLanes], coef_0[kLanes];
-};
 
 template <Fusion kFusion, int kVec, typename acc_t>
 __device__ __forceinline__ void activate(acc_t (&z)[kVec], Activation activation) {

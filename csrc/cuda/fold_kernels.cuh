@@ -67,7 +67,7 @@ __global__ void fold_kernel(const __grid_constant__ FoldArgs<scalar_t> args) {
       update_running<scalar_t>(args.running, channel, batch);
     }
   }
-  count_batch(args.running, args.blocks_done, gridDim.x, shared_flag());
+  count_batch(args.running, args.blocks_done, gridDim.x, Shared<scalar_t>{1}.flag());
 }
 
 // The constants of grad_apply from given sums: one thread per ghost and channel.

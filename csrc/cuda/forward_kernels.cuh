@@ -4,9 +4,6 @@
 #include "elements.cuh"
 #include "moments.cuh"
 
-// Dynamic shared memory of every kernel; its beginning is a multiple of 16 bytes.
-extern __shared__ __align__(16) unsigned char bnext_shared[];
-
 namespace bnext::cuda {
 
 // Which piece a block works on. Tiles are innermost: neighbouring blocks read neighbouring memory.
@@ -22,30 +19,6 @@ struct Work {
     ghost = block / tiles / splits;
   }
 };
-
-// Shared memory: a flag, doubles for sums and pivots; on chip then what was seen of each channel,
-// the constants, and the cache.
-__device__ __forceinline__ int* shared_flag() {
-  return reinterpret_cast<int*>(bnext_shared);
-}
-__device__ __forceinline__ double* shared_scratch() {
-  return reinterpret_cast<double*>(bnext_shared + kFlagBytes);
-}
-template <typename Seen>
-__device__ __forceinline__ Seen* shared_seen(int tile_channels) {
-  static_assert(sizeof(Seen) <= kSeenBytes);
-  return reinterpret_cast<Seen*>(bnext_shared + kFlagBytes + scratch_bytes(tile_channels));
-}
-template <typename acc_t>
-__device__ __forceinline__ acc_t* shared_constants(int tile_channels) {
-  return reinterpret_cast<acc_t*>(
-      bnext_shared + kFlagBytes + scratch_bytes(tile_channels) + kSeenBytes * tile_channels);
-}
-template <typename scalar_t>
-__device__ __forceinline__ scalar_t* shared_cache(int tile_channels, int constants) {
-  return reinterpret_cast<scalar_t*>(
-      bnext_shared + on_chip_bytes(tile_channels, constants, sizeof(AccType<scalar_t>)));
-}
 
 // Loads vectors for the moments, and keeps a copy in shared memory where there is a cache.
 template <typename scalar_t, bool kRows, int kVec, typename index_t, bool kCached>
@@ -154,7 +127,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
   ReduceVisitor<scalar_t, kRows, kVec, index_t, false> visitor{args.input + piece.offset, nullptr};
   walk<kRows, kVec, index_t>(tiling, piece, visitor);
 
-  double* scratch = shared_scratch();
+  const Shared<scalar_t> shared{At::tile_channels()};
+  double* scratch = shared.scratch();
   const int thread = At::thread();
   Welford<double> welford = visitor.moments.template over_block<kRows, kVec>(piece.count, scratch);
   const Counters& counters = args.workspace.counters;
@@ -163,7 +137,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
         args.workspace.pieces.at(work.tile, piece.channel, work.ghost * tiling.splits());
     store_triples(sets, work.split, piece, thread, welford);
     unsigned* counter = counters.pieces + work.ghost * tiling.tiles + work.tile;
-    if (!arrive_last(counter, tiling.splits(), shared_flag())) {
+    if (!arrive_last(counter, tiling.splits(), shared.flag())) {
       return;
     }
     welford = merge_triples<kRows, kVec>(
@@ -183,7 +157,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
     const TripleSets ghosts = args.workspace.ghosts.at(work.tile, piece.channel, 0);
     store_triples(ghosts, work.ghost, piece, thread, welford);
     if (!arrive_last(
-            counters.ghosts + work.tile, static_cast<unsigned>(tiling.num_ghosts), shared_flag())) {
+            counters.ghosts + work.tile, static_cast<unsigned>(tiling.num_ghosts), shared.flag())) {
       return;
     }
     welford =
@@ -192,7 +166,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
   if (thread < piece.n_channel) {
     update_running<scalar_t>(outputs.running, piece.channel + thread, welford);
   }
-  count_batch(outputs.running, counters.tiles, tiling.tiles, shared_flag());
+  count_batch(outputs.running, counters.tiles, tiling.tiles, shared.flag());
 }
 
 // The statistics that normalise a channel, and in eval the saved ones, which it writes.
@@ -229,15 +203,15 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
       elements.input + piece.offset,
       elements.residual == nullptr ? nullptr : elements.residual + piece.offset,
       elements.output + piece.offset, nullptr, elements.activation};
-  BNEXT_UNROLL
-  for (int k = 0; k < At::kLanes; ++k) {
-    if (At::channel() + k < piece.n_channel) {
-      const std::int64_t channel = piece.channel + At::channel() + k;
-      const auto stats = stats_to_apply(args, work, channel, work.split == 0 && At::part() == 0);
-      visitor.constants.set(
-          k, constants_of<scalar_t>(stats, elements.weight, elements.bias, channel));
-    }
+  const auto constants = Shared<scalar_t>{At::tile_channels()}.constants();
+  const int thread = At::thread();
+  if (thread < piece.n_channel) {
+    const std::int64_t channel = piece.channel + thread;
+    const auto stats = stats_to_apply(args, work, channel, work.split == 0);
+    constants.set(thread, constants_of<scalar_t>(stats, elements.weight, elements.bias, channel));
   }
+  __syncthreads();
+  constants.get(At::channel(), visitor.constants);
   walk<kRows, kVec, index_t>(tiling, piece, visitor);
 }
 

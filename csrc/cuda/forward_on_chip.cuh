@@ -26,18 +26,17 @@ template <typename scalar_t, bool kRows, int kVec, Fusion kFusion>
 __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
     forward_on_chip_kernel(const __grid_constant__ ForwardOnChipArgs<scalar_t> args) {
   using At = Position<kRows, kVec>;
-  using acc_t = AccType<scalar_t>;
   const Tiling& tiling = args.tiling;
   const Teams& teams = args.teams;
   const Member member(tiling);
   const ForwardElements<scalar_t>& elements = args.elements;
   const Counters& counters = args.workspace.counters;
   const int thread = At::thread();
-  const int channels = At::tile_channels();
-  double* scratch = shared_scratch();
-  acc_t* constants = shared_constants<acc_t>(channels);
-  scalar_t* cache = shared_cache<scalar_t>(channels, kForwardConstants);
-  auto* seen = shared_seen<SeenMoments>(channels);
+  const Shared<scalar_t> shared{At::tile_channels()};
+  double* scratch = shared.scratch();
+  const auto constants = shared.constants();
+  scalar_t* cache = shared.cache();
+  auto* seen = shared.template seen<SeenMoments>();
   int round = 0;
   for (int tile = member.team % teams.tile_teams; tile < tiling.tiles; tile += teams.tile_teams) {
     const std::int64_t first_ghost = member.team / teams.tile_teams;
@@ -53,9 +52,18 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
       if (tiling.splits() > 1) {
         const TripleSets sets = args.workspace.pieces.at(0, 0, member.buffer(tiling, round));
         store_triples(sets, member.split, piece, thread, welford);
-        member.meet(tiling, teams, round);
-        welford = merge_triples<kRows, kVec>(
-            sets, tiling.splits(), piece, tiling.ghost_count(ghost), scratch);
+        // The last to arrive merges for all.
+        const TripleSets merged = sets.at(0, 0, tiling.splits());
+        if (member.arrive_last(tiling, teams, round, shared.flag())) {
+          welford = merge_triples<kRows, kVec>(
+              sets, tiling.splits(), piece, tiling.ghost_count(ghost), scratch);
+          store_triples(merged, 0, piece, thread, welford);
+          member.release(teams, round);
+        } else {
+          member.wait(teams, round);
+          welford = load_triple(merged, piece, thread, tiling.ghost_count(ghost));
+        }
+        ++round;
       }
       if (thread < piece.n_channel) {
         const std::int64_t channel = piece.channel + thread;
@@ -64,23 +72,15 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
           outputs.saved = {};
         }
         const auto stats = finish_ghost(outputs, ghost * tiling.n_channel + channel, welford);
-        const auto folded = constants_of<scalar_t>(stats, elements.weight, elements.bias, channel);
-        constants[thread] = folded.mean;
-        constants[channels + thread] = folded.scale;
-        constants[2 * channels + thread] = folded.shift;
+        constants.set(
+            thread, constants_of<scalar_t>(stats, elements.weight, elements.bias, channel));
         seen[thread].add(welford, ghost == first_ghost);
       }
       __syncthreads();
       ApplyVisitor<scalar_t, kRows, kVec, int, kFusion, true> visitor{
           nullptr, elements.residual == nullptr ? nullptr : elements.residual + piece.offset,
           elements.output + piece.offset, cache, elements.activation};
-      BNEXT_UNROLL
-      for (int k = 0; k < At::kLanes; ++k) {
-        const int channel = At::channel() + k;
-        visitor.constants.set(
-            k,
-            {constants[channel], constants[channels + channel], constants[2 * channels + channel]});
-      }
+      constants.get(At::channel(), visitor.constants);
       walk<kRows, kVec, int>(tiling, piece, visitor);
       __syncthreads();  // before the next ghost takes the shared memory
     }
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
     if (teams.ghost_teams > 1) {
       const TripleSets seats = args.workspace.ghosts.at(tile, piece.channel, 0);
       store_triples(seats, first_ghost, piece, thread, welford);
-      if (!arrive_last(counters.ghosts + tile, teams.ghost_teams, shared_flag())) {
+      if (!arrive_last(counters.ghosts + tile, teams.ghost_teams, shared.flag())) {
         continue;
       }
       welford = merge_triples<kRows, kVec>(
@@ -105,9 +105,9 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
     if (thread < piece.n_channel) {
       update_running<scalar_t>(running, piece.channel + thread, welford);
     }
-    count_batch(running, counters.tiles, tiling.tiles, shared_flag());
+    count_batch(running, counters.tiles, tiling.tiles, shared.flag());
   }
-  member.leave(tiling, teams, counters, shared_flag());
+  member.leave(tiling, teams, counters, shared.flag());
 }
 
 }  // namespace bnext::cuda

@@ -46,6 +46,15 @@ __device__ __forceinline__ void store_sums(
   }
 }
 
+// The first set: thread t gets channel t.
+__device__ __forceinline__ PairOfSums
+load_sums(const SumSets& sets, const Piece& piece, int thread) {
+  if (thread >= piece.n_channel) {
+    return {};
+  }
+  return {__ldcg(sets.dy + thread), __ldcg(sets.dy_xmu + thread)};
+}
+
 // The sums of the first `size` sets, by all threads of the block in a fixed order: thread t gets
 // channel t.
 template <bool kRows, int kVec>

@@ -56,8 +56,8 @@ struct Counters {
 // What lies between the blocks of one launch.
 template <typename Sets>
 struct Workspace {
-  Sets
-      pieces;  // of each piece: set ghost * splits + split, or (team * 2 + buffer) * splits + split
+  Sets pieces;  // of each piece: set ghost * splits + split, or (team * 2 + buffer) * (splits + 1)
+                // + split
   Sets ghosts;  // of each ghost, or of what each team has seen
   Counters counters;
 };
@@ -127,7 +127,7 @@ struct Teams {
   std::int32_t tile_teams;
   std::int32_t ghost_teams;
   std::int32_t cache_elements;  // of one tensor's piece in shared memory
-  unsigned* barriers;           // one counter a team, zero before and after; null for lone blocks
+  unsigned* barriers;           // two counters a team, zero before and after; null for lone blocks
 };
 
 template <typename scalar_t>

@@ -29,24 +29,22 @@ constexpr int kUnroll = 4;
 // for their sums of at most 17 KiB.
 constexpr int kMaxTileChannels = 128;
 
-// Shared memory of a block: a flag, and for each channel of the tile the sums of each warp and a
-// pivot; of the on-chip kernels also what they have seen of a channel, its constants, and the
+// Shared memory of a block, one part after the other: a flag; constants of each channel of the
+// tile; its pivot and the sums of each warp; on chip also what was seen of the channel, and the
 // cache.
 constexpr int kFlagBytes = 16;
+constexpr int kConstants = 5;
 constexpr int kSeenBytes = 32;
-constexpr int kForwardConstants = 3;
-constexpr int kBackwardConstants = 5;
 
-BNEXT_HD constexpr int round_up(int value, int unit) {
-  return (value + unit - 1) / unit * unit;
+BNEXT_HD constexpr int constants_end(int tile_channels, int acc_bytes) {
+  return kFlagBytes + (kConstants * tile_channels * acc_bytes + 15) / 16 * 16;
 }
-BNEXT_HD constexpr int scratch_bytes(int tile_channels) {
-  return round_up((1 + 2 * (kThreads / kWarp)) * tile_channels * 8, 16);
+BNEXT_HD constexpr int scratch_end(int tile_channels, int acc_bytes) {
+  const int doubles = (1 + 2 * (kThreads / kWarp)) * tile_channels;
+  return constants_end(tile_channels, acc_bytes) + (doubles * 8 + 15) / 16 * 16;
 }
-// All but the cache.
-BNEXT_HD constexpr int on_chip_bytes(int tile_channels, int constants, int acc_bytes) {
-  return kFlagBytes + scratch_bytes(tile_channels) + kSeenBytes * tile_channels +
-         round_up(constants * tile_channels * acc_bytes, 16);
+BNEXT_HD constexpr int seen_end(int tile_channels, int acc_bytes) {
+  return scratch_end(tile_channels, acc_bytes) + kSeenBytes * tile_channels;
 }
 
 struct DeviceProperties {
@@ -102,11 +100,17 @@ inline int power_of_two_from(std::int64_t value, int least, int most) {
 // holds, since the walk steps beyond the end before it stops.
 constexpr std::int64_t kNarrowElements = std::int64_t(1) << 30;
 
+// Bytes of a row that a tile takes: as wide as threads allow, a cache line, or two sectors of DRAM.
+constexpr int kWideRow = 512;
+constexpr int kCacheLine = 128;
+constexpr int kNarrowRow = 64;
+
 // Elements in which a line of a plane is cut: no cut is worth less.
 constexpr std::int64_t kInnerUnit = 512;
 
-// The tile and the threads of a block, before the work is cut into pieces.
-inline Launch base_launch(const Operands& operands, int most_threads_x) {
+// The tile (of rows: at most `row_bytes` of each) and the threads of a block, before the work is
+// cut into pieces.
+inline Launch base_launch(const Operands& operands, int row_bytes) {
   Launch launch{};
   Tiling& t = launch.tiling;
   const Layout& layout = operands.layout;
@@ -126,7 +130,9 @@ inline Launch base_launch(const Operands& operands, int most_threads_x) {
   if (launch.rows) {
     launch.threads_x = power_of_two_from(
         ceil_div(layout.n_channel, vec), 1,
-        std::min({most_threads_x, kWarp, kMaxTileChannels / vec}));
+        std::clamp(
+            row_bytes / (vec * operands.element_bytes), 1,
+            std::min(kWarp, kMaxTileChannels / vec)));
     t.tile_channels = launch.threads_x * vec;
     t.line_stride = layout.n_channel;
     t.lines_per_sample = layout.spatial;
@@ -225,7 +231,7 @@ inline std::int64_t resident_blocks(const DeviceProperties& device) {
 // A kernel that reads its piece from memory. Reduce: about two waves of resident blocks, since each
 // piece costs a merge; apply: four, for an even end. No piece is below 8 or 4 vectors a thread.
 inline Launch two_pass_launch(const Operands& operands, Pass pass, const DeviceProperties& device) {
-  Launch launch = detail::base_launch(operands, kWarp);
+  Launch launch = detail::base_launch(operands, detail::kWideRow);
   const bool reduce = pass == Pass::kReduce;
   const std::int64_t pairs = operands.num_ghosts * launch.tiling.tiles;
   const std::int64_t blocks = detail::resident_blocks(device) * (reduce ? 2 : 4);
@@ -234,7 +240,8 @@ inline Launch two_pass_launch(const Operands& operands, Pass pass, const DeviceP
   const std::int64_t most = ceil_div(operands.layout.numel() / pairs, least);
   detail::cut(launch, std::clamp<std::int64_t>(blocks / pairs, 1, std::max<std::int64_t>(1, most)));
   launch.blocks = pairs * launch.tiling.splits();
-  launch.shared_bytes = kFlagBytes + (reduce ? scratch_bytes(launch.tiling.tile_channels) : 0);
+  launch.shared_bytes = reduce ? scratch_end(launch.tiling.tile_channels, operands.acc_bytes)
+                               : constants_end(launch.tiling.tile_channels, operands.acc_bytes);
   return launch;
 }
 
@@ -248,18 +255,14 @@ inline Launch two_pass_launch(const Operands& operands, Pass pass, const DeviceP
 // multiprocessor's shared memory is the most that a block takes: two blocks take turns at reading
 // and writing.
 inline Launch on_chip_launch(
-    const Operands& operands,
-    int tensors,
-    int constants,
-    const DeviceProperties& device,
-    std::int64_t resident) {
+    const Operands& operands, int tensors, const DeviceProperties& device, std::int64_t resident) {
   const int reserved_by_cuda = 1024;  // of each block, since compute capability 8.0
   const int limit =
       std::min(device.shared_per_block, device.shared_per_sm / kMinBlocksPerSm - reserved_by_cuda);
   constexpr std::int64_t kSmallPiece = 64 * 1024;
   constexpr std::int64_t kLeastTeamPiece = 16 * 1024;
   const auto fits = [&](Launch& launch) {
-    const int own = on_chip_bytes(launch.tiling.tile_channels, constants, operands.acc_bytes);
+    const int own = seen_end(launch.tiling.tile_channels, operands.acc_bytes);
     const std::int64_t elements = detail::cache_size(launch, operands.element_bytes);
     const std::int64_t bytes = elements * tensors * operands.element_bytes;
     launch.cache_elements = static_cast<int>(std::min<std::int64_t>(elements, 1 << 30));
@@ -272,14 +275,14 @@ inline Launch on_chip_launch(
   const auto piece_bytes = [&](const Launch& launch) {
     return static_cast<std::int64_t>(launch.cache_elements) * tensors * operands.element_bytes;
   };
-  for (int threads_x = kWarp; threads_x >= 4; threads_x /= 2) {
-    Launch launch = detail::base_launch(operands, threads_x);
+  for (int row_bytes = detail::kWideRow; row_bytes >= detail::kNarrowRow; row_bytes /= 2) {
+    Launch launch = detail::base_launch(operands, row_bytes);
     detail::cut(launch, 1);
     if (!fits(launch)) {
       continue;
     }
     const std::int64_t pairs = operands.num_ghosts * launch.tiling.tiles;
-    const bool narrowest = !launch.rows || launch.threads_x <= 4;
+    const bool narrowest = !launch.rows || row_bytes == detail::kNarrowRow;
     if (pairs >= device.num_sms || (narrowest && piece_bytes(launch) <= kSmallPiece)) {
       launch.tile_teams = launch.tiling.tiles;
       launch.ghost_teams = static_cast<std::int32_t>(
@@ -291,7 +294,8 @@ inline Launch on_chip_launch(
       break;
     }
   }
-  Launch launch = detail::base_launch(operands, kWarp);
+  // Narrow tiles: what the blocks of a team tell each other is small beside their pieces.
+  Launch launch = detail::base_launch(operands, detail::kCacheLine);
   const std::int64_t pairs = operands.num_ghosts * launch.tiling.tiles;
   for (std::int64_t splits = 2; splits <= resident; splits += 1 + splits / 4) {
     detail::cut(launch, splits);

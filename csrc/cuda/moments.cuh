@@ -203,6 +203,15 @@ __device__ __forceinline__ void store_triples(
   }
 }
 
+// The first set, whose sets hold `count` values: thread t gets channel t.
+__device__ __forceinline__ Welford<double> load_triple(
+    const TripleSets& sets, const Piece& piece, int thread, double count) {
+  if (thread >= piece.n_channel) {
+    return {};
+  }
+  return {count, __ldcg(sets.mean + thread), __ldcg(sets.m2 + thread)};
+}
+
 // The merge of the first `size` sets, which hold `count` values together, by all threads of the
 // block in a fixed order: thread t gets channel t. The mean of the first set is the pivot of all.
 template <bool kRows, int kVec>

@@ -116,13 +116,9 @@ struct LaunchMemory {
 // where two passes are the way.
 template <typename Query>
 Launch plan_on_chip(
-    const Operands& operands,
-    int tensors,
-    int constants,
-    const DeviceProperties& device,
-    Query&& query) {
+    const Operands& operands, int tensors, const DeviceProperties& device, Query&& query) {
   std::int64_t resident = detail::resident_blocks(device);
-  Launch launch = on_chip_launch(operands, tensors, constants, device, resident);
+  Launch launch = on_chip_launch(operands, tensors, device, resident);
   // A second try with what the kernel's registers and shared memory really allow.
   for (int tries = 0; launch.cooperative && launch.blocks > 0; ++tries) {
     int blocks_per_sm = 0;
@@ -133,7 +129,7 @@ Launch plan_on_chip(
     }
     launch.blocks = 0;
     if (tries == 0) {
-      launch = on_chip_launch(operands, tensors, constants, device, resident);
+      launch = on_chip_launch(operands, tensors, device, resident);
     }
   }
   return launch;

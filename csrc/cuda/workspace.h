@@ -25,9 +25,9 @@ inline WorkspaceSize workspace_size(const Launch& launch, bool on_chip, bool mer
   size.piece_stride = on_chip ? t.tile_channels : t.n_channel;
   size.piece_counts = on_chip ? 1 : t.tiles;
   if (t.splits() > 1) {
-    const std::int64_t owners = on_chip ? launch.num_teams() * std::int64_t(2) : t.num_ghosts;
-    size.piece_sets = owners * t.splits();
-    size.counters += pairs + (on_chip ? pairs : 0);
+    size.piece_sets =
+        on_chip ? pairs * 2 * (t.splits() + std::int64_t(1)) : t.num_ghosts * t.splits();
+    size.counters += pairs + (on_chip ? 2 * pairs : 0);
   }
   const std::int64_t ghosts = on_chip ? launch.ghost_teams : t.num_ghosts;
   if (merges_ghosts) {
@@ -83,7 +83,7 @@ Workspace<Sets> make_workspace(
     workspace.counters.pieces =
         memory.take_counters(on_chip ? launch.num_teams() : t.num_ghosts * t.tiles);
     if (on_chip) {
-      *barriers = memory.take_counters(launch.num_teams());
+      *barriers = memory.take_counters(2 * launch.num_teams());
     }
   }
   workspace.counters.ghosts = memory.take_counters(t.tiles);
