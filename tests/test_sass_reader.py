@@ -62,7 +62,7 @@ def test_a_vector_loop(kernels: dict[tuple[str, str], Kernel], arch: str) -> Non
     assert (loop.global_loads, loop.global_stores) == ({128: 1}, {128: 1})
     assert (loop.shared_loads, loop.shared_stores) == ({}, {})
     # 4 multiplications, 4 maxima, 2 accesses; addresses, the counter, the comparison, the branch.
-    assert loop.maths == 4
+    assert (loop.maths, loop.double_maths) == (4, 0)
     assert 13 <= loop.instructions <= 18
     assert loop.elements(element_bytes=4, inputs=1, outputs=1) == 4
     bfloat16 = kernels[arch, "relu_kernel<__nv_bfloat16, false, (Kind)0, 8>"].main_loop
@@ -191,12 +191,23 @@ def test_resident_blocks(
     assert sass.resident_blocks(replace(kernel, shared=dynamic), threads) == blocks
 
 
+def test_a_file_without_device_code_has_no_kernels() -> None:
+    sass.tool("cuobjdump")
+    assert sass.read(Path(torch.__file__).parent / "lib" / "libshm.so") == []
+
+
+def test_a_file_that_is_none_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.o").write_text("text")
+    with pytest.raises(RuntimeError, match=r"a\.o"):
+        sass.read(tmp_path / "a.o")
+
+
 def test_widths_of_accesses() -> None:
     opcodes = ["LDG.E.128.CONSTANT", "LDG.E.EF", "LDG.E.U16", "LDG.E.64.STRONG.GPU", "LD.E.U8",
                "STG.E.128.STRONG.SM", "LDS.U.64", "LDL.128", "LDGSTS.E.128"]  # fmt: skip
     assert sass.accesses(opcodes, "LDG") == {8: 1, 16: 1, 32: 1, 128: 1}
     assert sass.accesses(opcodes, "STG") == {128: 1}
     assert sass.accesses(opcodes, "LDS") == {64: 1}
-    loop = Loop(0, 9, 1, True, {128: 2}, {128: 1}, {}, {})
+    loop = Loop(0, 9, 1, 0, True, {128: 2}, {128: 1}, {}, {})
     assert loop.elements(element_bytes=2, inputs=2, outputs=1) == 8
     assert loop.elements(element_bytes=2, inputs=2, outputs=0) == 8

@@ -37,8 +37,9 @@ class Loop:
     """A natural loop; counts are of one turn, every branch of it taken together."""
 
     address: int  # of its first instruction
-    instructions: int
+    instructions: int  # without NOP, with which 12.0 fills the time of its few double units
     maths: int  # floating-point additions, multiplications and fused ones
+    double_maths: int  # of double, with conversions: 1/64 of the rate of float on 8.6, 8.9 and 12.0
     innermost: bool
     # Bits of the access -> how many. Not among the loads: those that ask for coherence with other
     # blocks (.STRONG.GPU, .STRONG.SYS), which read a workspace or a counter, not a tensor.
@@ -162,6 +163,7 @@ INSTRUCTION = re.compile(r" +/\*([0-9a-f]{4,})\*/ +(@!?U?P\w+ +)?([A-Z][\w.]*) *
 LABEL = re.compile(r"(\.L_x_\d+|\$[\w$.]+):$")
 TARGET = re.compile(r"`\((\.L_x_\d+)\)")
 MATHS = re.compile(r"[FD](ADD|MUL|FMA)2?\b")
+DOUBLE_MATHS = re.compile(r"D(ADD|MUL|FMA|SETP|MNMX)\b|[FI]2[FI]\..*F64")
 USAGE = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)")
 
 
@@ -304,12 +306,13 @@ def loops_of(blocks: list[Block], labels: dict[str, int]) -> list[Loop]:
     loops = natural_loops(successors) if blocks else {}
     found = []
     for first, body in sorted(loops.items()):
-        opcodes = [opcode for at in sorted(body) for opcode in blocks[at].opcodes]
+        opcodes = [op for at in sorted(body) for op in blocks[at].opcodes if op != "NOP"]
         found.append(
             Loop(
                 address=blocks[first].first,
                 instructions=len(opcodes),
                 maths=sum(bool(MATHS.match(opcode)) for opcode in opcodes),
+                double_maths=sum(bool(DOUBLE_MATHS.match(opcode)) for opcode in opcodes),
                 innermost=not any(other != first and other in body for other in loops),
                 global_loads=accesses(opcodes, "LDG"),
                 global_stores=accesses(opcodes, "STG"),
@@ -433,10 +436,12 @@ def read(*paths: Path) -> list[Kernel]:
                 continue
             folder = Path(temporary, str(at))
             folder.mkdir()
-            subprocess.run(
+            done = subprocess.run(
                 [tool("cuobjdump"), "-xelf", "all", path.resolve()],
-                cwd=folder, check=True, capture_output=True,
+                cwd=folder, capture_output=True, text=True,
             )  # fmt: skip
+            if done.returncode and "does not contain device code" not in done.stdout + done.stderr:
+                raise RuntimeError(f"{path}: {done.stdout}{done.stderr}")
             cubins += sorted(folder.glob("*.cubin"))
         # spawn: the caller may have threads (torch's), which fork would not survive.
         context = multiprocessing.get_context("spawn")
@@ -470,7 +475,7 @@ def describe(kernel: Kernel) -> str:
         listed = [f"{n} {kind}.{b}" for kind, c in counts.items() for b, n in c.items()]
         lines.append(
             f"     loop at 0x{loop.address:x}: {loop.instructions} instructions, "
-            f"{loop.maths} of them maths, {', '.join(listed)}"
+            f"{loop.maths} of them maths, {loop.double_maths} in double, {', '.join(listed)}"
         )
     return "\n".join(lines)
 
