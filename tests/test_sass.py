@@ -40,7 +40,7 @@ def label(kernel: Kernel) -> str:
 
 
 def test_every_kernel_is_there_for_every_architecture(kernels: list[Kernel]) -> None:
-    archs = {arch.removesuffix("+PTX") for arch in _build_info.cuda_archs.split(";")}
+    archs = {kernel.arch for kernel in kernels}
     names = {kernel.name for kernel in kernels}
     assert {kernel.function for kernel in kernels} >= set(sass_table.ARRAYS)
     found = {(kernel.arch, kernel.name) for kernel in kernels}
@@ -116,10 +116,10 @@ def test_instructions_per_element(kernels: list[Kernel]) -> None:
 
 def test_the_table_is_up_to_date(kernels: list[Kernel]) -> None:
     """docs/sass.md is what `make sass` writes."""
-    if sorted({kernel.arch for kernel in kernels}) != sorted(sass_table.default_archs()):
-        pytest.skip(f"the table is of all architectures, this build of {_build_info.cuda_archs}")
     assert sass_table.TABLE.exists(), "run `make sass`"
     written = sass_table.TABLE.read_text()
+    if sass_table.columns(kernels) not in written:
+        pytest.skip(f"the table is of other architectures than {_build_info.cuda_archs}")
     if f"(CUDA toolkit {_build_info.cuda_toolkit})" not in written:
         pytest.skip(f"the table is of another CUDA toolkit than {_build_info.cuda_toolkit}")
     differing = sorted({*written.splitlines()} ^ {*sass_table.table(kernels).splitlines()})

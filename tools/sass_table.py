@@ -9,7 +9,6 @@ from pathlib import Path
 
 from bnext import _build_info
 from tools import sass
-from tools.cuda_build import DEFAULT_ARCHS
 from tools.sass import Kernel, Loop
 
 TABLE = sass.ROOT / "docs" / "sass.md"
@@ -86,8 +85,10 @@ def instructions_per_element(kernel: Kernel) -> float | None:
     return sum(best.values()) if best else None
 
 
-def default_archs() -> list[str]:
-    return [arch.removesuffix("+PTX") for arch in DEFAULT_ARCHS.split(";")]
+def columns(kernels: list[Kernel]) -> str:
+    """The heading of the table: the architectures of the build."""
+    archs = sorted({kernel.arch for kernel in kernels}, key=float)
+    return "| kernel | " + " | ".join(archs) + " |"
 
 
 def cell(kernel: Kernel) -> str:
@@ -120,7 +121,7 @@ def table(kernels: list[Kernel]) -> str:
         "Template arguments: element, rows (else planes), elements of a vector, offsets, "
         "`Fusion` (0 no activation, 1 ReLU, 2 ReLU and residual, 3 any).",
         "",
-        "| kernel | " + " | ".join(archs) + " |",
+        columns(kernels),
         "|---" * (len(archs) + 1) + "|",
     ]
     for name, per_arch in sorted(by_name.items()):
