@@ -39,8 +39,6 @@ NVCC_FLAGS = [
     "--fmad=false",
     "--threads=2",
     "-Xcompiler=-fvisibility=hidden",
-    "-U__CUDA_NO_HALF_CONVERSIONS__",
-    "-U__CUDA_NO_BFLOAT16_CONVERSIONS__",
 ]
 
 
@@ -67,7 +65,7 @@ def write_build_info(decision: cuda_build.Decision) -> None:
         "cuda": toolkit is not None,
         "cuda_reason": decision.reason,
         "cuda_toolkit": toolkit.version if toolkit else None,
-        "cuda_archs": os.environ["TORCH_CUDA_ARCH_LIST"] if toolkit else None,
+        "cuda_archs": cuda_build.arch_flags(os.environ)[1] if toolkit else None,
     }
     lines = [f"{key} = {value!r}" for key, value in info.items()]
     target = ROOT / "bnext" / "_build_info.py"
@@ -85,6 +83,7 @@ def extension(toolkit: cuda_build.Toolkit | None) -> Extension:
     if toolkit is None:
         return cpp_extension.CppExtension("bnext._C", sources, **options)
     cpp_extension.CUDA_HOME = str(toolkit.home)
+    options["extra_compile_args"]["nvcc"] = NVCC_FLAGS + cuda_build.arch_flags(os.environ)[0]
     built = cpp_extension.CUDAExtension(
         "bnext._C",
         [*sources, *files("cuda/*.cpp", "cuda/*.cu")],
@@ -106,9 +105,6 @@ class BuildExtension(cpp_extension.BuildExtension):
 
 
 WHEELS = cuda_build.wheels_folder(Path(torch.__file__).parent, torch.version.cuda)
-os.environ["TORCH_CUDA_ARCH_LIST"] = (
-    os.environ.get("TORCH_CUDA_ARCH_LIST") or cuda_build.DEFAULT_ARCHS
-)
 # The ninja of this environment, which is on PATH only where it is activated.
 os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
 os.environ.setdefault("MAX_JOBS", str(os.cpu_count() or 1))  # ninja's own default is two more

@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-# Turing to Blackwell, as torch's own CUDA 13 wheels; PTX of the last one for what comes after it.
-DEFAULT_ARCHS = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+# Turing to Blackwell, as torch's own CUDA 13 wheels. The machine code of several architectures is
+# made from one PTX, which halves the time of the build: the kernels use nothing that the later ones
+# have and the first has not. The last PTX is kept for what comes after all of them.
+DEFAULT_ARCHS = {"75": ("75",), "80": ("80", "86", "89"), "90": ("90", "100", "120", "PTX")}
 
 
 class Toolkit(NamedTuple):
@@ -83,6 +85,19 @@ def decide(
     if force == "1" and decision.toolkit is None:
         raise SystemExit(f"BNEXT_CUDA=1, but {decision.reason}")
     return decision
+
+
+def arch_flags(environ: Mapping[str, str]) -> tuple[list[str], str]:
+    """The flags of nvcc, and the architectures for people: those of TORCH_CUDA_ARCH_LIST, from which
+    torch makes the flags, or the default."""
+    if wanted := environ.get("TORCH_CUDA_ARCH_LIST"):
+        return [], wanted
+    flags, names = [], []
+    for virtual, real in DEFAULT_ARCHS.items():
+        codes = [f"compute_{virtual}" if arch == "PTX" else f"sm_{arch}" for arch in real]
+        flags.append(f"-gencode=arch=compute_{virtual},code=[{','.join(codes)}]")
+        names += [f"{virtual}+PTX" if arch == "PTX" else arch for arch in real]
+    return flags, " ".join(names)
 
 
 def link_cudart(wheels: Path, folder: Path) -> list[str]:

@@ -10,8 +10,11 @@
 #endif
 
 // Before a loop whose count is known at compile time and whose arrays shall live in registers.
+// And before one that shall stay a loop.
 #if defined(__CUDACC__)
 #define BNEXT_UNROLL _Pragma("unroll")
+#define BNEXT_NO_UNROLL _Pragma("unroll 1")
 #else
 #define BNEXT_UNROLL
+#define BNEXT_NO_UNROLL
 #endif

@@ -9,10 +9,18 @@ namespace bnext::cuda {
 // Where a kernel that keeps its piece on chip is: it fills its shared memory, or reads from it.
 enum class Cache { kNone, kFill, kRead };
 
-// Vectors loaded together: one where the loop decides at run time what it does, since its code is
-// long already, and three tensors give loads enough.
-template <Fusion kFusion, int n>
-constexpr int kGradBatch = kFusion == Fusion::kAny ? 1 : n;
+// Vectors of a group of n that are loaded together: one where the loop decides at run time what it
+// does, since its code is long already, and three tensors give loads enough; half of them on chip,
+// where registers are scarce.
+template <Fusion kFusion, Cache kCache, int n>
+constexpr int kGradBatch = kFusion == Fusion::kAny  ? 1
+                           : kCache != Cache::kNone ? (n + 1) / 2
+                                                    : n;
+
+// One block where a thread decides at run time what it does with the sums of several channels, or
+// with eight elements at once: for two there are not enough registers.
+template <Fusion kFusion, bool kRows, int kVec>
+constexpr int kMinBlocks = kFusion == Fusion::kAny && (kRows || kVec == 8) ? 1 : kMinBlocksPerSm;
 
 // The inputs of backward at n places, as they lie in memory.
 template <typename scalar_t, int kWidth, int n>
@@ -20,68 +28,81 @@ struct GradGroup {
   Raw<scalar_t, kWidth> dy[n], x[n], extra[n];
 };
 
-// The piece's tensors and constants, for both passes.
+// Where a thread stands in the inputs of backward, and the constants of its channels: what the two
+// passes share.
 template <typename scalar_t, int kLanes, typename index_t, Fusion kFusion>
-struct GradPiece {
+class GradInputs {
   using acc_t = AccType<scalar_t>;
 
-  const scalar_t* grad_output;
-  const scalar_t* input;
-  const scalar_t* extra;
-  scalar_t* cache;
-  int cache_elements;  // of each tensor's copy in shared memory
-  bool has_extra;
-  Activation activation;
-  Derivative derivative;
-  BackwardLanes<acc_t, kLanes> constants;
-
-  __device__ __forceinline__
-  GradPiece(const BackwardElements<scalar_t>& elements, const Piece& piece)
-      : grad_output(elements.grad_output + piece.offset),
-        input(elements.input + piece.offset),
-        has_extra(
+ public:
+  __device__ __forceinline__ GradInputs(
+      const BackwardElements<scalar_t>& elements,
+      const Piece& piece,
+      scalar_t* cache,
+      int cache_elements)
+      : elements_(elements),
+        piece_(piece.offset),
+        cache_(cache),
+        cache_elements_(cache_elements),
+        has_extra_(
             kFusion == Fusion::kReluResidual ||
-            (kFusion == Fusion::kAny && elements.extra != nullptr)),
-        activation(elements.activation),
-        derivative(elements.derivative) {
-    extra = has_extra ? elements.extra + piece.offset : nullptr;
+            (kFusion == Fusion::kAny && elements.extra != nullptr)) {}
+
+  template <Cache kCache>
+  __device__ __forceinline__ void seek(index_t offset, int cache) {
+    if constexpr (kCache != Cache::kRead) {
+      grad_output_ = elements_.grad_output + piece_ + offset;
+      input_ = elements_.input + piece_ + offset;
+      if (has_extra_) {
+        extra_ = elements_.extra + piece_ + offset;
+      }
+    }
+    cached_ = cache;
   }
 
+  template <Cache kCache>
+  __device__ __forceinline__ void advance(index_t step, int cache_step) {
+    if constexpr (kCache != Cache::kRead) {
+      grad_output_ += step;
+      input_ += step;
+      if (has_extra_) {
+        extra_ += step;
+      }
+    }
+    cached_ += cache_step;
+  }
+
+  // Places first, first + 1, ... of the series.
   template <Cache kCache, int kWidth, int n>
   __device__ __forceinline__ void load(
-      GradGroup<scalar_t, kWidth, n>& group,
-      index_t offset,
-      index_t step,
-      int cache_offset,
-      int cache_step) const {
+      GradGroup<scalar_t, kWidth, n>& group, int first, index_t step, int cache_step) const {
     constexpr Reuse kReuse = kCache == Cache::kNone ? Reuse::kSoon : Reuse::kNever;
     const auto slot = [&](int tensor, int u) {
-      return reinterpret_cast<Raw<scalar_t, kWidth>*>(
-          cache + tensor * cache_elements + cache_offset + u * cache_step);
+      return cache_ + tensor * cache_elements_ + cached_ + (first + u) * cache_step;
     };
     BNEXT_UNROLL
     for (int u = 0; u < n; ++u) {
       if constexpr (kCache == Cache::kRead) {
-        group.dy[u] = *slot(0, u);
-        group.x[u] = *slot(1, u);
-        if (has_extra) {
-          group.extra[u] = *slot(2, u);
+        group.dy[u] = load_shared<kWidth>(slot(0, u));
+        group.x[u] = load_shared<kWidth>(slot(1, u));
+        if (has_extra_) {
+          group.extra[u] = load_shared<kWidth>(slot(2, u));
         }
       } else {
-        group.dy[u] = load_raw<kReuse, kWidth>(grad_output + (offset + u * step));
-        group.x[u] = load_raw<kReuse, kWidth>(input + (offset + u * step));
-        if (has_extra) {
-          group.extra[u] = load_raw<kReuse, kWidth>(extra + (offset + u * step));
+        group.dy[u] = load_raw<kReuse, kWidth>(grad_output_ + (first + u) * step);
+        group.x[u] = load_raw<kReuse, kWidth>(input_ + (first + u) * step);
+        if (has_extra_) {
+          group.extra[u] = load_raw<kReuse, kWidth>(extra_ + (first + u) * step);
         }
       }
     }
     if constexpr (kCache == Cache::kFill) {
       BNEXT_UNROLL
       for (int u = 0; u < n; ++u) {
-        *slot(0, u) = group.dy[u];
-        *slot(1, u) = group.x[u];
-        if (has_extra) {
-          *slot(2, u) = group.extra[u];
+        store_shared(slot(0, u), group.dy[u]);
+        store_shared(slot(1, u), group.x[u]);
+        if (has_extra_) {
+          store_shared(slot(2, u), group.extra[u]);
         }
       }
     }
@@ -96,124 +117,175 @@ struct GradPiece {
       acc_t (&x)[kWidth]) const {
     unpack(group.dy[u], dy);
     unpack(group.x[u], x);
-    derive_vector<kFusion>(dy, x, group.extra[u], constants, activation, derivative);
+    derive_vector<kFusion>(
+        dy, x, group.extra[u], constants, elements_.activation, elements_.derivative);
   }
+
+  BackwardLanes<acc_t, kLanes> constants;
+
+ private:
+  const BackwardElements<scalar_t>& elements_;
+  std::int64_t piece_;
+  scalar_t* cache_;
+  int cache_elements_;  // of each tensor's copy in shared memory
+  bool has_extra_;
+  const scalar_t* grad_output_ = nullptr;
+  const scalar_t* input_ = nullptr;
+  const scalar_t* extra_ = nullptr;
+  int cached_ = 0;
 };
 
 template <typename scalar_t, bool kRows, int kVec, typename index_t, Fusion kFusion, Cache kCache>
-struct GradReduceVisitor {
+class GradReduceVisitor {
   using acc_t = AccType<scalar_t>;
   static constexpr int kLanes = Position<kRows, kVec>::kLanes;
+  using Inputs = GradInputs<scalar_t, kLanes, index_t, kFusion>;
 
-  const GradPiece<scalar_t, kLanes, index_t, kFusion>& piece;
-  ThreadGradSums<acc_t, kLanes> sums;
+ public:
+  static constexpr int kGroupsPerBlock = 1;
 
-  template <int n>
-  __device__ __forceinline__ void vectors(
-      index_t offset, index_t step, int cache_offset, int cache_step) {
-    visit<n, kVec>(offset, step, cache_offset, cache_step);
+  __device__ __forceinline__ explicit GradReduceVisitor(Inputs& inputs) : inputs_(inputs) {}
+
+  __device__ __forceinline__ void seek(index_t offset, int cache) {
+    inputs_.template seek<kCache>(offset, cache);
   }
-  __device__ __forceinline__ void scalar(index_t offset, int cache_offset) {
+  __device__ __forceinline__ void advance(index_t step, int cache_step) {
+    inputs_.template advance<kCache>(step, cache_step);
+  }
+  template <int n>
+  __device__ __forceinline__ void vectors(index_t step, int cache_step) {
+    visit<n, kVec>(step, cache_step);
+  }
+  __device__ __forceinline__ void scalar(index_t offset, int cache) {
     if constexpr (!kRows) {
-      visit<1, 1>(offset, 0, cache_offset, 0);
+      seek(offset, cache);  // the next series seeks again
+      visit<1, 1>(0, 0);
     }
   }
 
+  ThreadGradSums<acc_t, kLanes> sums;
+
  private:
   template <int n, int kWidth>
-  __device__ __forceinline__ void visit(
-      index_t offset, index_t step, int cache_offset, int cache_step) {
-    constexpr int kBatch = kGradBatch<kFusion, n>;
-    GroupGradSums<acc_t, kWidth> group_sums;
+  __device__ __forceinline__ void visit(index_t step, int cache_step) {
+    constexpr int kBatch = kGradBatch<kFusion, kCache, n>;
+    GroupGradSums<acc_t, kWidth> group_sums{};
+    BNEXT_NO_UNROLL
     for (int first = 0; first < n; first += kBatch) {
       GradGroup<scalar_t, kWidth, kBatch> group;
-      piece.template load<kCache>(
-          group, offset + first * step, step, cache_offset + first * cache_step, cache_step);
+      inputs_.template load<kCache>(group, first, step, cache_step);
       BNEXT_UNROLL
       for (int u = 0; u < kBatch; ++u) {
         acc_t dy[kWidth], x[kWidth];
-        piece.derive(group, u, dy, x);
-        group_sums.add(dy, x, piece.constants.mean);
+        inputs_.derive(group, u, dy, x);
+        group_sums.add(dy, x, inputs_.constants.mean, /*first=*/kBatch == n && u == 0);
       }
     }
     sums.add(group_sums);
   }
+
+  Inputs& inputs_;
 };
 
 template <typename scalar_t, bool kRows, int kVec, typename index_t, Fusion kFusion, Cache kCache>
-struct GradApplyVisitor {
+class GradApplyVisitor {
   using acc_t = AccType<scalar_t>;
   static constexpr int kLanes = Position<kRows, kVec>::kLanes;
+  using Inputs = GradInputs<scalar_t, kLanes, index_t, kFusion>;
 
-  const GradPiece<scalar_t, kLanes, index_t, kFusion>& piece;
-  scalar_t* grad_input;     // of the piece, null if not wanted
-  scalar_t* grad_residual;  // likewise
-  bool frozen;
+ public:
+  static constexpr int kGroupsPerBlock = 1;
 
-  __device__ __forceinline__ GradApplyVisitor(
-      const GradPiece<scalar_t, kLanes, index_t, kFusion>& grad_piece,
-      const BackwardElements<scalar_t>& elements,
-      const Piece& at)
-      : piece(grad_piece), frozen(kFusion == Fusion::kAny && elements.frozen) {
-    grad_input = elements.grad_input == nullptr ? nullptr : elements.grad_input + at.offset;
-    grad_residual =
-        elements.grad_residual == nullptr ? nullptr : elements.grad_residual + at.offset;
+  // The kernels for one fusion always want grad_input, and none without an extra grad_residual.
+  __device__ __forceinline__
+  GradApplyVisitor(Inputs& inputs, const BackwardElements<scalar_t>& elements, const Piece& piece)
+      : inputs_(inputs),
+        elements_(elements),
+        piece_(piece.offset),
+        wants_input_(kFusion != Fusion::kAny || elements.grad_input != nullptr),
+        wants_residual_(
+            (kFusion == Fusion::kReluResidual || kFusion == Fusion::kAny) &&
+            elements.grad_residual != nullptr),
+        frozen_(kFusion == Fusion::kAny && elements.frozen) {}
+
+  __device__ __forceinline__ void seek(index_t offset, int cache) {
+    inputs_.template seek<kCache>(offset, cache);
+    if (wants_input_) {
+      grad_input_ = elements_.grad_input + piece_ + offset;
+    }
+    if (wants_residual_) {
+      grad_residual_ = elements_.grad_residual + piece_ + offset;
+    }
   }
-
+  __device__ __forceinline__ void advance(index_t step, int cache_step) {
+    inputs_.template advance<kCache>(step, cache_step);
+    if (wants_input_) {
+      grad_input_ += step;
+    }
+    if (wants_residual_) {
+      grad_residual_ += step;
+    }
+  }
   template <int n>
-  __device__ __forceinline__ void vectors(
-      index_t offset, index_t step, int cache_offset, int cache_step) {
-    visit<n, kVec>(offset, step, cache_offset, cache_step);
+  __device__ __forceinline__ void vectors(index_t step, int cache_step) {
+    constexpr int kBatch = kGradBatch<kFusion, kCache, n>;
+    BNEXT_NO_UNROLL
+    for (int first = 0; first < n; first += kBatch) {
+      visit<kBatch, kVec>(first, step, cache_step);
+    }
   }
-  __device__ __forceinline__ void scalar(index_t offset, int cache_offset) {
+  __device__ __forceinline__ void scalar(index_t offset, int cache) {
     if constexpr (!kRows) {
-      visit<1, 1>(offset, 0, cache_offset, 0);
+      seek(offset, cache);  // the next series seeks again
+      visit<1, 1>(0, 0, 0);
     }
   }
 
  private:
   template <int n, int kWidth>
-  __device__ __forceinline__ void visit(
-      index_t offset, index_t step, int cache_offset, int cache_step) {
-    constexpr Cache kFrom = kCache == Cache::kNone ? Cache::kNone : Cache::kRead;
-    constexpr int kBatch = kGradBatch<kFusion, n>;
-    for (int first = 0; first < n; first += kBatch) {
-      GradGroup<scalar_t, kWidth, kBatch> group;
-      piece.template load<kFrom>(
-          group, offset + first * step, step, cache_offset + first * cache_step, cache_step);
-      BNEXT_UNROLL
-      for (int u = 0; u < kBatch; ++u) {
-        acc_t dy[kWidth], x[kWidth];
-        piece.derive(group, u, dy, x);
-        store(offset + (first + u) * step, dy, x);
+  __device__ __forceinline__ void visit(int first, index_t step, int cache_step) {
+    GradGroup<scalar_t, kWidth, n> group;
+    inputs_.template load<kCache>(group, first, step, cache_step);
+    BNEXT_UNROLL
+    for (int u = 0; u < n; ++u) {
+      acc_t dy[kWidth], x[kWidth];
+      inputs_.derive(group, u, dy, x);
+      if (wants_residual_) {
+        store_raw(grad_residual_ + (first + u) * step, pack<scalar_t, kWidth>(dy));
+      }
+      if (wants_input_) {
+        to_grad_input(dy, x);
+        store_raw(grad_input_ + (first + u) * step, pack<scalar_t, kWidth>(x));
       }
     }
   }
 
   template <int kWidth>
-  __device__ __forceinline__ void store(index_t at, const acc_t (&dy)[kWidth], acc_t (&x)[kWidth]) {
-    if ((kFusion == Fusion::kReluResidual || kFusion == Fusion::kAny) && grad_residual != nullptr) {
-      store_raw(grad_residual + at, pack<scalar_t, kWidth>(dy));
-    }
-    // The kernels for one fusion always want grad_input.
-    if (kFusion == Fusion::kAny && grad_input == nullptr) {
-      return;
-    }
-    const auto& c = piece.constants;
+  __device__ __forceinline__ void to_grad_input(
+      const acc_t (&dy)[kWidth], acc_t (&x)[kWidth]) const {
+    const auto& c = inputs_.constants;
     BNEXT_UNROLL
     for (int k = 0; k < kWidth; ++k) {
-      x[k] = frozen ? dy[k] * lane(c.scale, k)
-                    : bnext::grad_input(
-                          dy[k], x[k], lane(c.mean, k), lane(c.scale, k), lane(c.coef_x, k),
-                          lane(c.coef_0, k));
+      x[k] = frozen_ ? dy[k] * lane(c.scale, k)
+                     : bnext::grad_input(
+                           dy[k], x[k], lane(c.mean, k), lane(c.scale, k), lane(c.coef_x, k),
+                           lane(c.coef_0, k));
     }
-    store_raw(grad_input + at, pack<scalar_t, kWidth>(x));
   }
+
+  Inputs& inputs_;
+  const BackwardElements<scalar_t>& elements_;
+  std::int64_t piece_;
+  bool wants_input_;
+  bool wants_residual_;
+  bool frozen_;
+  scalar_t* grad_input_ = nullptr;
+  scalar_t* grad_residual_ = nullptr;
 };
 
 // Sums of every piece; the last block of a ghost adds up its pieces, the last of a tile its ghosts.
 template <typename scalar_t, bool kRows, int kVec, typename index_t, Fusion kFusion>
-__global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
+__global__ void __launch_bounds__(kThreads, (kMinBlocks<kFusion, kRows, kVec>))
     grad_reduce_kernel(const __grid_constant__ GradReduceArgs<scalar_t> args) {
   using At = Position<kRows, kVec>;
   const Tiling& tiling = args.tiling;
@@ -223,7 +295,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
   const Work work(tiling, blockIdx.x);
   const Piece piece = tiling.piece(kRows, work.ghost, work.tile, work.split);
   const std::int64_t first = work.ghost * tiling.n_channel;
-  GradPiece<scalar_t, At::kLanes, index_t, kFusion> grad_piece(elements, piece);
+  GradInputs<scalar_t, At::kLanes, index_t, kFusion> inputs(elements, piece, nullptr, 0);
   const Shared<scalar_t> shared{At::tile_channels()};
   const int thread = At::thread();
   if (thread < piece.n_channel) {
@@ -234,8 +306,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
             saved_stats(elements, first + channel), elements.weight, elements.bias, channel));
   }
   __syncthreads();
-  shared.constants().get(At::channel(), grad_piece.constants);
-  GradReduceVisitor<scalar_t, kRows, kVec, index_t, kFusion, Cache::kNone> visitor{grad_piece};
+  shared.constants().get(At::channel(), inputs.constants);
+  GradReduceVisitor<scalar_t, kRows, kVec, index_t, kFusion, Cache::kNone> visitor(inputs);
   walk<kRows, kVec, index_t>(tiling, piece, visitor);
 
   double* scratch = shared.scratch();
@@ -284,7 +356,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
   const BackwardElements<scalar_t>& elements = args.elements;
   const Work work(tiling, gridDim.x - 1 - blockIdx.x);  // backwards, as apply_kernel
   const Piece piece = tiling.piece(kRows, work.ghost, work.tile, work.split);
-  GradPiece<scalar_t, At::kLanes, index_t, kFusion> grad_piece(elements, piece);
+  GradInputs<scalar_t, At::kLanes, index_t, kFusion> inputs(elements, piece, nullptr, 0);
   const auto constants = Shared<scalar_t>{At::tile_channels()}.constants();
   const int thread = At::thread();
   if (thread < piece.n_channel) {
@@ -299,10 +371,10 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
     }
   }
   __syncthreads();
-  constants.get(At::channel(), grad_piece.constants);
-  constants.get_coefficients(At::channel(), grad_piece.constants);
+  constants.get(At::channel(), inputs.constants);
+  constants.get_coefficients(At::channel(), inputs.constants);
   GradApplyVisitor<scalar_t, kRows, kVec, index_t, kFusion, Cache::kNone> visitor(
-      grad_piece, elements, piece);
+      inputs, elements, piece);
   walk<kRows, kVec, index_t>(tiling, piece, visitor);
 }
 

@@ -8,7 +8,7 @@
 namespace bnext::cuda {
 
 template <typename scalar_t, bool kRows, int kVec, Fusion kFusion>
-__global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
+__global__ void __launch_bounds__(kThreads, (kMinBlocks<kFusion, kRows, kVec>))
     backward_on_chip_kernel(const __grid_constant__ BackwardOnChipArgs<scalar_t> args) {
   using At = Position<kRows, kVec>;
   const Tiling& tiling = args.tiling;
@@ -34,13 +34,12 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
                         saved_stats(elements, at), elements.weight, elements.bias, channel));
       }
       __syncthreads();
-      GradPiece<scalar_t, At::kLanes, int, kFusion> grad_piece(elements, piece);
-      grad_piece.cache = shared.cache();
-      grad_piece.cache_elements = teams.cache_elements;
-      constants.get(At::channel(), grad_piece.constants);
+      GradInputs<scalar_t, At::kLanes, int, kFusion> inputs(
+          elements, piece, shared.cache(), teams.cache_elements);
+      constants.get(At::channel(), inputs.constants);
       PairOfSums sums;
       {
-        GradReduceVisitor<scalar_t, kRows, kVec, int, kFusion, Cache::kFill> visitor{grad_piece};
+        GradReduceVisitor<scalar_t, kRows, kVec, int, kFusion, Cache::kFill> visitor(inputs);
         walk<kRows, kVec, int>(tiling, piece, visitor);
         sums = sum_over_block<kRows, kVec>(visitor.sums, scratch);
       }
@@ -72,9 +71,9 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
         seen[thread].b += sums.b * static_cast<double>(stats.invstd);
       }
       __syncthreads();
-      constants.get_coefficients(At::channel(), grad_piece.constants);
+      constants.get_coefficients(At::channel(), inputs.constants);
       GradApplyVisitor<scalar_t, kRows, kVec, int, kFusion, Cache::kRead> visitor(
-          grad_piece, elements, piece);
+          inputs, elements, piece);
       walk<kRows, kVec, int>(tiling, piece, visitor);
       __syncthreads();  // before the next ghost takes the shared memory
     }

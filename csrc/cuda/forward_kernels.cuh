@@ -22,97 +22,171 @@ struct Work {
 
 // Loads vectors for the moments, and keeps a copy in shared memory where there is a cache.
 template <typename scalar_t, bool kRows, int kVec, typename index_t, bool kCached>
-struct ReduceVisitor {
-  static constexpr Reuse kReuse = kCached ? Reuse::kNever : Reuse::kSoon;
+class ReduceVisitor {
+ public:
+  static constexpr int kGroupsPerBlock = cuda::kGroupsPerBlock;
 
-  const scalar_t* input;  // of the piece
-  scalar_t* cache;
-  ThreadMoments<scalar_t, Position<kRows, kVec>::kLanes> moments;
+  __device__ __forceinline__ ReduceVisitor(const scalar_t* piece, scalar_t* cache)
+      : piece_(piece), cache_(cache) {}
+
+  __device__ __forceinline__ void seek(index_t offset, int cache) {
+    input_ = piece_ + offset;
+    cached_ = cache;
+  }
+  __device__ __forceinline__ void advance(index_t step, int cache_step) {
+    input_ += step;
+    cached_ += cache_step;
+  }
 
   template <int n>
-  __device__ __forceinline__ void vectors(
-      index_t offset, index_t step, int cache_offset, int cache_step) {
+  __device__ __forceinline__ void first_vectors(index_t step, int cache_step) {
     Raw<scalar_t, kVec> raw[n];
+    load(raw, input_, cached_, step, cache_step);
+    moments.start_block(raw);
+    moments.add(raw);
+  }
+
+  // Single vectors and elements, which no block may have been started for, look for themselves.
+  template <int n>
+  __device__ __forceinline__ void vectors(index_t step, int cache_step) {
+    Raw<scalar_t, kVec> raw[n];
+    load(raw, input_, cached_, step, cache_step);
+    if constexpr (n > 1) {
+      moments.add(raw);
+    } else {
+      moments.add_single(raw);
+    }
+  }
+
+  __device__ __forceinline__ void scalar(index_t offset, int cache) {
+    if constexpr (!kRows) {
+      Raw<scalar_t, 1> raw[1];
+      load(raw, piece_ + offset, cache, 0, 0);
+      moments.add_single(raw);
+    }
+  }
+
+  ThreadMoments<scalar_t, Position<kRows, kVec>::kLanes> moments;
+
+ private:
+  template <int n, int kWidth>
+  __device__ __forceinline__ void load(
+      Raw<scalar_t, kWidth> (&raw)[n],
+      const scalar_t* input,
+      int cached,
+      index_t step,
+      int cache_step) const {
+    constexpr Reuse kReuse = kCached ? Reuse::kNever : Reuse::kSoon;
     BNEXT_UNROLL
     for (int u = 0; u < n; ++u) {
-      raw[u] = load_raw<kReuse, kVec>(input + (offset + u * step));
+      raw[u] = load_raw<kReuse, kWidth>(input + u * step);
     }
     if constexpr (kCached) {
       BNEXT_UNROLL
       for (int u = 0; u < n; ++u) {
-        *reinterpret_cast<Raw<scalar_t, kVec>*>(cache + cache_offset + u * cache_step) = raw[u];
+        store_shared(cache_ + cached + u * cache_step, raw[u]);
       }
     }
-    moments.add(raw);
   }
 
-  __device__ __forceinline__ void scalar(index_t offset, int cache_offset) {
-    const Raw<scalar_t, 1> raw[1] = {load_raw<kReuse, 1>(input + offset)};
-    if constexpr (kCached) {
-      cache[cache_offset] = raw[0].bits;
-    }
-    if constexpr (!kRows) {
-      moments.add(raw);
-    }
-  }
+  const scalar_t* piece_;
+  scalar_t* cache_;
+  const scalar_t* input_ = nullptr;
+  int cached_ = 0;
 };
 
 // From global or shared memory to the output.
 template <typename scalar_t, bool kRows, int kVec, typename index_t, Fusion kFusion, bool kCached>
-struct ApplyVisitor {
+class ApplyVisitor {
   using acc_t = AccType<scalar_t>;
   static constexpr int kLanes = Position<kRows, kVec>::kLanes;
 
-  const scalar_t* input;  // of the piece, as the next two
-  const scalar_t* residual;
-  scalar_t* output;
-  const scalar_t* cache;
-  Activation activation;
-  ForwardLanes<acc_t, kLanes> constants;
+ public:
+  static constexpr int kGroupsPerBlock = 1;
+
+  __device__ __forceinline__
+  ApplyVisitor(const ForwardElements<scalar_t>& elements, const Piece& piece, const scalar_t* cache)
+      : elements_(elements),
+        piece_(piece.offset),
+        cache_(cache),
+        has_residual_(
+            kFusion == Fusion::kReluResidual ||
+            (kFusion == Fusion::kAny && elements.residual != nullptr)) {}
+
+  __device__ __forceinline__ void seek(index_t offset, int cache) {
+    if constexpr (!kCached) {
+      input_ = elements_.input + piece_ + offset;
+    }
+    if (has_residual_) {
+      residual_ = elements_.residual + piece_ + offset;
+    }
+    output_ = elements_.output + piece_ + offset;
+    cached_ = cache;
+  }
+  __device__ __forceinline__ void advance(index_t step, int cache_step) {
+    if constexpr (!kCached) {
+      input_ += step;
+    }
+    if (has_residual_) {
+      residual_ += step;
+    }
+    output_ += step;
+    cached_ += cache_step;
+  }
 
   template <int n>
-  __device__ __forceinline__ void vectors(
-      index_t offset, index_t step, int cache_offset, int cache_step) {
-    apply<n, kVec>(offset, step, cache_offset, cache_step);
-  }
-  __device__ __forceinline__ void scalar(index_t offset, int cache_offset) {
-    if constexpr (!kRows) {
-      apply<1, 1>(offset, 0, cache_offset, 0);
+  __device__ __forceinline__ void vectors(index_t step, int cache_step) {
+    // The loops that decide at run time hold fewer vectors: their code is long already.
+    constexpr int kBatch = kFusion == Fusion::kAny ? (n + 1) / 2 : n;
+    BNEXT_NO_UNROLL
+    for (int first = 0; first < n; first += kBatch) {
+      apply<kBatch, kVec>(first, step, cache_step);
     }
   }
 
- private:
-  template <int n, int kWidth>
-  __device__ __forceinline__ void apply(
-      index_t offset, index_t step, int cache_offset, int cache_step) {
-    const bool has_residual =
-        kFusion == Fusion::kReluResidual || (kFusion == Fusion::kAny && residual != nullptr);
-    // The loops that decide at run time hold fewer vectors: their code is long already.
-    constexpr int kBatch = kFusion == Fusion::kAny ? (n + 1) / 2 : n;
-    for (int first = 0; first < n; first += kBatch) {
-      Raw<scalar_t, kWidth> raw[kBatch], added[kBatch];
-      BNEXT_UNROLL
-      for (int u = 0; u < kBatch; ++u) {
-        const index_t at = offset + (first + u) * step;
-        if constexpr (kCached) {
-          raw[u] = *reinterpret_cast<const Raw<scalar_t, kWidth>*>(
-              cache + cache_offset + (first + u) * cache_step);
-        } else {
-          raw[u] = load_raw<Reuse::kNever, kWidth>(input + at);
-        }
-        if (has_residual) {
-          added[u] = load_raw<Reuse::kNever, kWidth>(residual + at);
-        }
-      }
-      BNEXT_UNROLL
-      for (int u = 0; u < kBatch; ++u) {
-        acc_t x[kWidth];
-        unpack(raw[u], x);
-        forward_vector<kFusion>(x, added[u], has_residual, constants, activation);
-        store_raw(output + (offset + (first + u) * step), pack<scalar_t, kWidth>(x));
-      }
+  __device__ __forceinline__ void scalar(index_t offset, int cache) {
+    if constexpr (!kRows) {
+      ApplyVisitor at = *this;
+      at.seek(offset, cache);
+      at.template apply<1, 1>(0, 0, 0);
     }
   }
+
+  ForwardLanes<acc_t, kLanes> constants;
+
+ private:
+  // Places first, first + 1, ... of the series.
+  template <int n, int kWidth>
+  __device__ __forceinline__ void apply(int first, index_t step, int cache_step) const {
+    Raw<scalar_t, kWidth> raw[n], added[n];
+    BNEXT_UNROLL
+    for (int u = 0; u < n; ++u) {
+      if constexpr (kCached) {
+        raw[u] = load_shared<kWidth>(cache_ + cached_ + (first + u) * cache_step);
+      } else {
+        raw[u] = load_raw<Reuse::kNever, kWidth>(input_ + (first + u) * step);
+      }
+      if (has_residual_) {
+        added[u] = load_raw<Reuse::kNever, kWidth>(residual_ + (first + u) * step);
+      }
+    }
+    BNEXT_UNROLL
+    for (int u = 0; u < n; ++u) {
+      acc_t x[kWidth];
+      unpack(raw[u], x);
+      forward_vector<kFusion>(x, added[u], has_residual_, constants, elements_.activation);
+      store_raw(output_ + (first + u) * step, pack<scalar_t, kWidth>(x));
+    }
+  }
+
+  const ForwardElements<scalar_t>& elements_;
+  std::int64_t piece_;
+  const scalar_t* cache_;
+  bool has_residual_;
+  const scalar_t* input_ = nullptr;
+  const scalar_t* residual_ = nullptr;
+  scalar_t* output_ = nullptr;
+  int cached_ = 0;
 };
 
 // (count, mean, M2) of every piece; the last block of a ghost merges its pieces, the last of a tile
@@ -124,7 +198,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
   const Tiling& tiling = args.tiling;
   const Work work(tiling, blockIdx.x);
   const Piece piece = tiling.piece(kRows, work.ghost, work.tile, work.split);
-  ReduceVisitor<scalar_t, kRows, kVec, index_t, false> visitor{args.input + piece.offset, nullptr};
+  ReduceVisitor<scalar_t, kRows, kVec, index_t, false> visitor(args.input + piece.offset, nullptr);
   walk<kRows, kVec, index_t>(tiling, piece, visitor);
 
   const Shared<scalar_t> shared{At::tile_channels()};
@@ -199,10 +273,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
   const Work work(tiling, gridDim.x - 1 - blockIdx.x);
   const Piece piece = tiling.piece(kRows, work.ghost, work.tile, work.split);
   const ForwardElements<scalar_t>& elements = args.elements;
-  ApplyVisitor<scalar_t, kRows, kVec, index_t, kFusion, false> visitor{
-      elements.input + piece.offset,
-      elements.residual == nullptr ? nullptr : elements.residual + piece.offset,
-      elements.output + piece.offset, nullptr, elements.activation};
+  ApplyVisitor<scalar_t, kRows, kVec, index_t, kFusion, false> visitor(elements, piece, nullptr);
   const auto constants = Shared<scalar_t>{At::tile_channels()}.constants();
   const int thread = At::thread();
   if (thread < piece.n_channel) {

@@ -44,8 +44,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
       const Piece piece = tiling.piece(kRows, ghost, tile, member.split);
       Welford<double> welford;
       {
-        ReduceVisitor<scalar_t, kRows, kVec, int, true> visitor{
-            elements.input + piece.offset, cache};
+        ReduceVisitor<scalar_t, kRows, kVec, int, true> visitor(
+            elements.input + piece.offset, cache);
         walk<kRows, kVec, int>(tiling, piece, visitor);
         welford = visitor.moments.template over_block<kRows, kVec>(piece.count, scratch);
       }
@@ -77,9 +77,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
         seen[thread].add(welford, ghost == first_ghost);
       }
       __syncthreads();
-      ApplyVisitor<scalar_t, kRows, kVec, int, kFusion, true> visitor{
-          nullptr, elements.residual == nullptr ? nullptr : elements.residual + piece.offset,
-          elements.output + piece.offset, cache, elements.activation};
+      ApplyVisitor<scalar_t, kRows, kVec, int, kFusion, true> visitor(elements, piece, cache);
       constants.get(At::channel(), visitor.constants);
       walk<kRows, kVec, int>(tiling, piece, visitor);
       __syncthreads();  // before the next ghost takes the shared memory

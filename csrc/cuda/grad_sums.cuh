@@ -8,15 +8,16 @@ namespace bnext::cuda {
 // sum(dy) and sum(dy * (x - mean)) of a group of vectors, in acc_t.
 template <typename acc_t, int kVec>
 struct GroupGradSums {
-  acc_t dy[kVec] = {}, dy_xmu[kVec] = {};
+  acc_t dy[kVec], dy_xmu[kVec];
 
   template <int kLanes>
   __device__ __forceinline__ void add(
-      const acc_t (&grad)[kVec], const acc_t (&x)[kVec], const acc_t (&mean)[kLanes]) {
+      const acc_t (&grad)[kVec], const acc_t (&x)[kVec], const acc_t (&mean)[kLanes], bool first) {
     BNEXT_UNROLL
     for (int k = 0; k < kVec; ++k) {
-      dy[k] += grad[k];
-      dy_xmu[k] = Math<acc_t>::fmadd(grad[k], x[k] - lane(mean, k), dy_xmu[k]);
+      const acc_t xmu = x[k] - lane(mean, k);
+      dy[k] = first ? grad[k] : dy[k] + grad[k];
+      dy_xmu[k] = first ? grad[k] * xmu : Math<acc_t>::fmadd(grad[k], xmu, dy_xmu[k]);
     }
   }
 };

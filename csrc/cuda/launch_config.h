@@ -126,7 +126,6 @@ inline Launch base_launch(const Operands& operands, int row_bytes) {
   t.num_ghosts = operands.num_ghosts;
   t.ghosts = make_cuts(layout.n_batch, operands.num_ghosts);
   t.phase = launch.vector ? operands.phase_bytes / operands.element_bytes : 0;
-  launch.wide_index = layout.numel() > kNarrowElements;
   if (launch.rows) {
     launch.threads_x = power_of_two_from(
         ceil_div(layout.n_channel, vec), 1,
@@ -156,12 +155,15 @@ inline Launch base_launch(const Operands& operands, int row_bytes) {
     const bool aligned = t.phase == 0 && layout.spatial % vec == 0 && t.lines_per_sample != 0;
     const bool long_lines = vectors >= 2 * kUnroll * kWarp;
     t.lines_inner = aligned && !long_lines;
-    launch.threads_x = long_lines
-                           ? power_of_two_from(vectors / (2 * kUnroll) / 2 + 1, kWarp, kThreads)
-                           // 8: each of the elements at the ends of a line has a thread.
-                           : power_of_two_from(vectors, t.lines_inner ? 1 : 8, kThreads);
+    // 8 to 16 vectors; and 8 threads at least: each of the elements at the ends of a line has one.
+    launch.threads_x = t.lines_inner ? power_of_two_from(vectors, 1, kThreads)
+                                     : power_of_two_from(vectors / (4 * kUnroll) + 1, 8, kThreads);
   }
   launch.threads_y = kThreads / launch.threads_x;
+  // A thread's first offset is that of its place, and so is its step, also where there is no such
+  // line.
+  launch.wide_index =
+      layout.numel() > kNarrowElements || t.line_stride > kNarrowElements / launch.threads_y;
   return launch;
 }
 
@@ -196,6 +198,36 @@ inline void cut(Launch& launch, std::int64_t wanted) {
     t.lines[kind] = make_cuts(all, line_cuts);
     t.units[kind] = make_cuts(ceil_div(t.line_length[kind], t.inner_unit), inner_cuts);
   }
+  // Along fewer lines than there are threads for: more threads along each.
+  const std::int64_t most_lines = t.lines[t.ghosts.longer > 0 ? 1 : 0].piece(0).size();
+  while (!launch.rows && !t.lines_inner && launch.threads_y > most_lines) {
+    launch.threads_x *= 2;
+    launch.threads_y /= 2;
+  }
+}
+
+// Into how many pieces each of `pairs` is cut for about `waves` waves of resident blocks, at most
+// into `most`: a few more, or one wave less, where the last wave would leave many places empty.
+inline std::int64_t even_splits(
+    std::int64_t pairs, std::int64_t resident, int waves, std::int64_t most) {
+  const auto fill = [&](std::int64_t splits) {
+    const std::int64_t blocks = pairs * splits;
+    return static_cast<double>(blocks) / static_cast<double>(ceil_div(blocks, resident) * resident);
+  };
+  constexpr double kWorthwhile = 0.05;  // each piece costs something
+  const std::int64_t first = std::clamp<std::int64_t>(waves * resident / pairs, 1, most);
+  const std::int64_t full_waves = first * pairs / resident;
+  std::int64_t best = first;
+  const auto consider = [&](std::int64_t splits) {
+    if (splits >= 1 && splits <= most && fill(splits) > fill(best) + kWorthwhile) {
+      best = splits;
+    }
+  };
+  for (std::int64_t splits = first + 1; splits <= first + 3; ++splits) {
+    consider(splits);
+  }
+  consider(full_waves * resident / pairs);
+  return best;
 }
 
 // Elements of the largest piece in shared memory, each line on a vector's boundary.
@@ -234,11 +266,11 @@ inline Launch two_pass_launch(const Operands& operands, Pass pass, const DeviceP
   Launch launch = detail::base_launch(operands, detail::kWideRow);
   const bool reduce = pass == Pass::kReduce;
   const std::int64_t pairs = operands.num_ghosts * launch.tiling.tiles;
-  const std::int64_t blocks = detail::resident_blocks(device) * (reduce ? 2 : 4);
   const int vec = launch.vector ? kVectorAlignment / operands.element_bytes : 1;
   const std::int64_t least = static_cast<std::int64_t>(kThreads) * vec * kUnroll * (reduce ? 2 : 1);
   const std::int64_t most = ceil_div(operands.layout.numel() / pairs, least);
-  detail::cut(launch, std::clamp<std::int64_t>(blocks / pairs, 1, std::max<std::int64_t>(1, most)));
+  const std::int64_t resident = detail::resident_blocks(device);
+  detail::cut(launch, detail::even_splits(pairs, resident, reduce ? 2 : 4, most));
   launch.blocks = pairs * launch.tiling.splits();
   launch.shared_bytes = reduce ? scratch_end(launch.tiling.tile_channels, operands.acc_bytes)
                                : constants_end(launch.tiling.tile_channels, operands.acc_bytes);
@@ -246,78 +278,106 @@ inline Launch two_pass_launch(const Operands& operands, Pass pass, const DeviceP
 }
 
 // A kernel that keeps its piece of `tensors` tensors in shared memory; blocks == 0 where nothing
-// fits, and the two passes are the way. `resident` is how many blocks of the kernel are resident at
-// once on the device (the occupancy query's answer where there is a device to ask).
+// fits, or where the two passes are likely to be faster. `resident` is how many blocks of the
+// kernel are resident at once on the device (the occupancy query's answer where there is a device
+// to ask).
 //
-// Lone blocks first: the widest tile that fits and leaves no multiprocessor without a block, or a
-// piece so small (64 KiB) that waiting for other blocks would cost more than a few idle
-// multiprocessors. Else teams, as small as fits, but enough blocks to fill the chip. Half of a
+// Lone blocks with the widest tile that fits and leaves no multiprocessor without a block are taken
+// at once. Else the cheapest of lone blocks with narrow tiles, teams, and two passes, where the
+// cost is what one of the resident blocks reads, and a wait counts as so many bytes. Half of a
 // multiprocessor's shared memory is the most that a block takes: two blocks take turns at reading
 // and writing.
 inline Launch on_chip_launch(
     const Operands& operands, int tensors, const DeviceProperties& device, std::int64_t resident) {
   const int reserved_by_cuda = 1024;  // of each block, since compute capability 8.0
-  const int limit =
+  const std::int64_t limit =
       std::min(device.shared_per_block, device.shared_per_sm / kMinBlocksPerSm - reserved_by_cuda);
-  constexpr std::int64_t kSmallPiece = 64 * 1024;
-  constexpr std::int64_t kLeastTeamPiece = 16 * 1024;
+  // One of 264 blocks of an H100 reads and writes 16 KiB in the 2 us that a team's meeting takes.
+  constexpr std::int64_t kWait = 16 * 1024;
   const auto fits = [&](Launch& launch) {
     const int own = seen_end(launch.tiling.tile_channels, operands.acc_bytes);
     const std::int64_t elements = detail::cache_size(launch, operands.element_bytes);
-    const std::int64_t bytes = elements * tensors * operands.element_bytes;
-    launch.cache_elements = static_cast<int>(std::min<std::int64_t>(elements, 1 << 30));
-    launch.shared_bytes = own + static_cast<int>(std::min<std::int64_t>(bytes, 1 << 30));
+    const std::int64_t bytes = own + elements * tensors * operands.element_bytes;
     // Offsets within a piece are 32-bit.
     const Tiling& t = launch.tiling;
-    const std::int64_t lines = t.lines[1].piece(0).size();
-    return launch.shared_bytes <= limit && lines <= detail::kNarrowElements / t.line_stride;
+    const std::int64_t lines = std::max<std::int64_t>(t.lines[1].piece(0).size(), launch.threads_y);
+    if (bytes > limit || lines > detail::kNarrowElements / t.line_stride) {
+      return false;
+    }
+    launch.cache_elements = static_cast<int>(elements);
+    launch.shared_bytes = static_cast<int>(bytes);
+    return true;
   };
   const auto piece_bytes = [&](const Launch& launch) {
     return static_cast<std::int64_t>(launch.cache_elements) * tensors * operands.element_bytes;
   };
+
+  Launch best{};
+  const std::int64_t all_bytes = operands.layout.numel() * tensors * operands.element_bytes;
+  // In two passes: everything is read twice and written once; and a second launch.
+  std::int64_t best_cost =
+      all_bytes / std::max<std::int64_t>(1, resident) * (2 * tensors + 1) / (tensors + 1) +
+      2 * kWait;
   for (int row_bytes = detail::kWideRow; row_bytes >= detail::kNarrowRow; row_bytes /= 2) {
     Launch launch = detail::base_launch(operands, row_bytes);
     detail::cut(launch, 1);
-    if (!fits(launch)) {
-      continue;
-    }
-    const std::int64_t pairs = operands.num_ghosts * launch.tiling.tiles;
-    const bool narrowest = !launch.rows || row_bytes == detail::kNarrowRow;
-    if (pairs >= device.num_sms || (narrowest && piece_bytes(launch) <= kSmallPiece)) {
+    if (fits(launch)) {
+      const std::int64_t pairs = operands.num_ghosts * launch.tiling.tiles;
       launch.tile_teams = launch.tiling.tiles;
-      launch.ghost_teams = static_cast<std::int32_t>(
-          std::clamp<std::int64_t>(resident / launch.tiling.tiles, 1, operands.num_ghosts));
+      // Four waves of blocks, for an even end.
+      launch.ghost_teams = static_cast<std::int32_t>(std::clamp<std::int64_t>(
+          ceil_div(4 * resident, launch.tiling.tiles), 1, operands.num_ghosts));
       launch.blocks = launch.num_teams();
-      return launch;
+      if (pairs >= device.num_sms) {
+        return launch;
+      }
+      const std::int64_t cost = piece_bytes(launch);  // at most a block a multiprocessor
+      if (cost < best_cost) {
+        best = launch;
+        best_cost = cost;
+      }
     }
     if (!launch.rows) {
       break;
     }
   }
   // Narrow tiles: what the blocks of a team tell each other is small beside their pieces.
-  Launch launch = detail::base_launch(operands, detail::kCacheLine);
-  const std::int64_t pairs = operands.num_ghosts * launch.tiling.tiles;
-  for (std::int64_t splits = 2; splits <= resident; splits += 1 + splits / 4) {
-    detail::cut(launch, splits);
-    const std::int64_t team = launch.tiling.splits();
-    if (team < 2 || team > resident || !fits(launch)) {
-      continue;
+  for (int row_bytes : {detail::kCacheLine, detail::kNarrowRow}) {
+    const Launch base = detail::base_launch(operands, row_bytes);
+    const std::int64_t pairs = operands.num_ghosts * base.tiling.tiles;
+    const std::int64_t fewest = std::max<std::int64_t>(2, ceil_div(all_bytes / pairs, limit));
+    const std::int64_t most =
+        std::min(resident, std::max(2 * fewest, ceil_div(2 * resident, pairs)));
+    std::int64_t next = 0;
+    for (std::int64_t splits = std::max(fewest, most / 4); splits <= most; splits = next) {
+      next = splits + 1 + splits / 16;
+      next = splits < most ? std::min(next, most) : next;
+      Launch launch = base;
+      detail::cut(launch, splits);
+      const std::int64_t team = launch.tiling.splits();
+      if (team < 2 || team > resident || !fits(launch)) {
+        continue;
+      }
+      launch.cooperative = true;
+      const std::int64_t teams = resident / team;
+      launch.tile_teams =
+          static_cast<std::int32_t>(std::min<std::int64_t>(teams, launch.tiling.tiles));
+      launch.ghost_teams = static_cast<std::int32_t>(
+          std::clamp<std::int64_t>(teams / launch.tile_teams, 1, operands.num_ghosts));
+      launch.blocks = launch.num_teams() * team;
+      const std::int64_t rounds = ceil_div(launch.tiling.tiles, launch.tile_teams) *
+                                  ceil_div(operands.num_ghosts, launch.ghost_teams);
+      const std::int64_t cost = rounds * (piece_bytes(launch) + kWait);
+      if (cost < best_cost) {
+        best = launch;
+        best_cost = cost;
+      }
     }
-    const bool fills = pairs * team >= device.num_sms;
-    if (!fills && piece_bytes(launch) > kLeastTeamPiece) {
-      continue;
+    if (!base.rows) {
+      break;
     }
-    launch.cooperative = true;
-    const std::int64_t teams = resident / team;
-    launch.tile_teams =
-        static_cast<std::int32_t>(std::min<std::int64_t>(teams, launch.tiling.tiles));
-    launch.ghost_teams = static_cast<std::int32_t>(
-        std::clamp<std::int64_t>(teams / launch.tile_teams, 1, operands.num_ghosts));
-    launch.blocks = launch.num_teams() * team;
-    return launch;
   }
-  launch.blocks = 0;
-  return launch;
+  return best;
 }
 
 }  // namespace bnext::cuda

@@ -73,6 +73,25 @@ __device__ __forceinline__ void store_raw(scalar_t* p, const Raw<scalar_t, kVec>
   }
 }
 
+// The same in shared memory.
+template <int kVec, typename scalar_t>
+__device__ __forceinline__ Raw<scalar_t, kVec> load_shared(const scalar_t* p) {
+  if constexpr (kVec == 1) {
+    return {*p};
+  } else {
+    return {*reinterpret_cast<const uint4*>(p)};
+  }
+}
+
+template <int kVec, typename scalar_t>
+__device__ __forceinline__ void store_shared(scalar_t* p, const Raw<scalar_t, kVec>& raw) {
+  if constexpr (kVec == 1) {
+    *p = raw.bits;
+  } else {
+    *reinterpret_cast<uint4*>(p) = raw.bits;
+  }
+}
+
 template <typename scalar_t, int kVec>
 __device__ __forceinline__ void unpack(
     const Raw<scalar_t, kVec>& raw, AccType<scalar_t> (&values)[kVec]) {

@@ -9,8 +9,8 @@
 
 namespace bnext::cuda {
 
-// Vectors groups whose sums are kept in acc_t about one pivot: eight, as in the CPU's blocks, whose
-// bound 1 + n / k <= 9 holds here as well (docs/math.md, section 4).
+// Groups of vectors whose sums are kept in acc_t about one pivot, the mean of the first. With as
+// many single vectors after them the bound of docs/math.md, section 4, is 1 + n / k <= 11.
 constexpr int kGroupsPerBlock = 8;
 
 template <typename scalar_t>
@@ -78,15 +78,49 @@ class ThreadMoments {
   static constexpr int kRounds = std::is_same_v<scalar_t, double> ? 2 : 1;
 
  public:
-  // The vectors stay as they lie in memory until their turn: half types take half the registers.
+  // Begins a block with the mean of a group as its pivot. Vectors stay as they lie in memory until
+  // their turn: half types take half the registers.
+  template <int n, int kVec>
+  __device__ __forceinline__ void start_block(const Raw<scalar_t, kVec> (&vectors)[n]) {
+    flush();
+    acc_t sums[kVec], means[kLanes] = {};
+    BNEXT_UNROLL
+    for (int u = 0; u < n; ++u) {
+      acc_t x[kVec];
+      unpack(vectors[u], x);
+      BNEXT_UNROLL
+      for (int k = 0; k < kVec; ++k) {
+        sums[k] = u == 0 ? x[k] : sums[k] + x[k];
+      }
+    }
+    add_lanes<kLanes>(sums, means);
+    BNEXT_UNROLL
+    for (int k = 0; k < kLanes; ++k) {
+      pivot_[k] = finite_pivot(means[k] * (acc_t(kLanes) / acc_t(n * kVec)));
+      sum_d_[k] = 0;
+      sum_dd_[k] = 0;
+      if (!started_) {
+        origin_[k] = pivot_[k];
+      }
+    }
+    started_ = true;
+    singles_ = 0;
+  }
+
+  // One vector or element, to the block there is, unless that has seen many of them.
+  template <int kVec>
+  __device__ __forceinline__ void add_single(const Raw<scalar_t, kVec> (&vector)[1]) {
+    if (!started_ || singles_ == kGroupsPerBlock) {
+      start_block(vector);
+    }
+    ++singles_;
+    add(vector);
+  }
+
   template <int n, int kVec>
   __device__ __forceinline__ void add(const Raw<scalar_t, kVec> (&vectors)[n]) {
     static_assert(kLanes == 1 || kLanes == kVec);
-    if (groups_ % kGroupsPerBlock == 0) {
-      start_block(vectors);
-    }
-    ++groups_;
-    acc_t sum_d[kVec] = {}, sum_dd[kVec] = {};
+    acc_t sum_d[kVec], sum_dd[kVec];
     BNEXT_UNROLL
     for (int u = 0; u < n; ++u) {
       acc_t x[kVec];
@@ -94,8 +128,8 @@ class ThreadMoments {
       BNEXT_UNROLL
       for (int k = 0; k < kVec; ++k) {
         const acc_t d = x[k] - pivot_[k % kLanes];
-        sum_d[k] += d;
-        sum_dd[k] = Math<acc_t>::fmadd(d, d, sum_dd[k]);
+        sum_d[k] = u == 0 ? d : sum_d[k] + d;
+        sum_dd[k] = u == 0 ? d * d : Math<acc_t>::fmadd(d, d, sum_dd[k]);
       }
     }
     add_lanes<kLanes>(sum_d, sum_d_);
@@ -143,31 +177,6 @@ class ThreadMoments {
   }
 
  private:
-  template <int n, int kVec>
-  __device__ __forceinline__ void start_block(const Raw<scalar_t, kVec> (&vectors)[n]) {
-    flush();
-    acc_t sums[kVec] = {}, means[kLanes] = {};
-    BNEXT_UNROLL
-    for (int u = 0; u < n; ++u) {
-      acc_t x[kVec];
-      unpack(vectors[u], x);
-      BNEXT_UNROLL
-      for (int k = 0; k < kVec; ++k) {
-        sums[k] += x[k];
-      }
-    }
-    add_lanes<kLanes>(sums, means);
-    BNEXT_UNROLL
-    for (int k = 0; k < kLanes; ++k) {
-      pivot_[k] = finite_pivot(means[k] * (acc_t(kLanes) / acc_t(n * kVec)));
-      sum_d_[k] = 0;
-      sum_dd_[k] = 0;
-      if (groups_ == 0) {
-        origin_[k] = pivot_[k];
-      }
-    }
-  }
-
   __device__ __forceinline__ void flush() {
     const double count = count_;
     BNEXT_UNROLL
@@ -180,8 +189,9 @@ class ThreadMoments {
   }
 
   acc_t pivot_[kLanes] = {}, sum_d_[kLanes] = {}, sum_dd_[kLanes] = {};
-  int groups_ = 0;
-  int count_ = 0;  // values per lane in the block
+  int count_ = 0;    // values per lane in the block
+  int singles_ = 0;  // vectors and elements in it that came alone
+  bool started_ = false;
   acc_t origin_[kLanes] = {};
   ShiftedSums<double> totals_[kLanes];
   double total_count_ = 0;

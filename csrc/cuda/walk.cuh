@@ -29,12 +29,16 @@ struct Position {
 template <typename index_t>
 constexpr int kAtOnce = sizeof(index_t) > sizeof(int) ? kUnroll / 2 : kUnroll;
 
-// Calls visit.vectors<n>(offset, step, cache, cache_step) for n vectors, `step` elements from each
-// to the next, and visit.scalar(offset, cache) for single elements before the first and after the
-// last 16-byte boundary of a line. Offsets count from the piece's first element, `cache` offsets
-// from the beginning of its copy in shared memory, whose lines keep their alignment.
+// Calls visit.seek(offset, cache) for the first vector of each series, visit.vectors<n>(step,
+// cache_step) for a group of n vectors, `step` elements from each to the next, and
+// visit.advance(step, cache_step) to go on; visit.scalar(offset, cache) for single elements before
+// the first and after the last 16-byte boundary of a line. Offsets count from the piece's first
+// element, `cache` offsets from the beginning of its copy in shared memory, whose lines keep their
+// alignment. A visitor with blocks of kGroupsPerBlock groups gets the first group of each by
+// first_vectors.
 template <bool kRows, int kVec, typename index_t, typename Visitor>
 __device__ __forceinline__ void walk(const Tiling& tiling, const Piece& piece, Visitor& visit) {
+  constexpr int n = kAtOnce<index_t>;
   const index_t stride = static_cast<index_t>(tiling.line_stride);
   const index_t lines = static_cast<index_t>(piece.lines);
   const index_t length = static_cast<index_t>(piece.length);
@@ -44,40 +48,56 @@ __device__ __forceinline__ void walk(const Tiling& tiling, const Piece& piece, V
   const bool down = kRows || tiling.lines_inner;
   const index_t outer_end = down ? length / kVec : lines;
   for (index_t outer = down ? tx : ty; outer < outer_end; outer += down ? n_tx : n_ty) {
-    index_t offset, step, count, head = 0, tail = 0, first = 0;
-    int cache, cache_step;
+    index_t step, count, head = 0, tail = 0, first = 0;
+    int line_cache = 0, cache_step;
     if (down) {
-      offset = outer * kVec + ty * stride;
       step = n_ty * stride;
       count = lines > ty ? (lines - ty + n_ty - 1) / n_ty : 0;
-      cache = static_cast<int>(outer * kVec + ty * tiling.cache_stride);
-      cache_step = static_cast<int>(n_ty * tiling.cache_stride);
+      cache_step = static_cast<int>(n_ty) * tiling.cache_stride;
+      visit.seek(
+          outer * kVec + ty * stride, static_cast<int>(outer * kVec + ty * tiling.cache_stride));
     } else {
       first = outer * stride;
       const unsigned at = static_cast<unsigned>(tiling.phase) +
                           static_cast<unsigned>(piece.offset) + static_cast<unsigned>(first);
       const index_t phase = at % kVec;
+      line_cache = static_cast<int>(outer * tiling.cache_stride + phase);
       head = (kVec - phase) % kVec;
       head = head < length ? head : length;
       const index_t vectors = (length - head) / kVec;
       tail = length - head - vectors * kVec;
-      offset = first + head + tx * kVec;
       step = n_tx * kVec;
       count = vectors > tx ? (vectors - tx + n_tx - 1) / n_tx : 0;
-      cache = static_cast<int>(outer * tiling.cache_stride + phase + head + tx * kVec);
       cache_step = static_cast<int>(step);
+      const index_t begin = head + tx * kVec;
+      visit.seek(first + begin, line_cache + static_cast<int>(begin));
     }
-    const int line_cache = cache - static_cast<int>(head + tx * kVec);
-    index_t i = 0;
-    for (; i + kAtOnce<index_t> <= count; i += kAtOnce<index_t>) {
-      visit.template vectors<kAtOnce<index_t>>(offset, step, cache, cache_step);
-      offset += kAtOnce<index_t> * step;
-      cache += kAtOnce<index_t> * cache_step;
+    // The compiler shall not unroll what is unrolled already.
+    if constexpr (Visitor::kGroupsPerBlock > 1) {
+      // What a block needs once is not done in the inner loop, where the time goes.
+      BNEXT_NO_UNROLL
+      while (count >= n) {
+        visit.template first_vectors<n>(step, cache_step);
+        visit.advance(n * step, n * cache_step);
+        count -= n;
+        BNEXT_NO_UNROLL
+        for (int group = 1; group < Visitor::kGroupsPerBlock && count >= n; ++group) {
+          visit.template vectors<n>(step, cache_step);
+          visit.advance(n * step, n * cache_step);
+          count -= n;
+        }
+      }
+    } else {
+      BNEXT_NO_UNROLL
+      for (; count >= n; count -= n) {
+        visit.template vectors<n>(step, cache_step);
+        visit.advance(n * step, n * cache_step);
+      }
     }
-    for (; i < count; ++i) {
-      visit.template vectors<1>(offset, step, cache, cache_step);
-      offset += step;
-      cache += cache_step;
+    BNEXT_NO_UNROLL
+    for (; count > 0; --count) {
+      visit.template vectors<1>(step, cache_step);
+      visit.advance(step, cache_step);
     }
     if constexpr (!kRows && kVec > 1) {
       if (tx < head) {
