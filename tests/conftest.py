@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 
+import executor
 import pytest
+import simt_build
 import torch
 
 import bnext
@@ -22,9 +25,10 @@ def cuda_missing() -> str | None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--device",
-        choices=("auto", "cpu", "cuda"),
+        choices=("auto", "cpu", "cuda", "executor"),
         default="auto",
-        help="device of the tests that take one; auto: cpu, and cuda where there is one",
+        help="device of the tests that take one; executor: the CUDA kernels run on the CPU by "
+        "tests/simt; auto: cpu, executor, and cuda where there is one",
     )
 
 
@@ -44,8 +48,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     cuda = [] if missing else ["cuda"]
     if wanted == "cuda" and missing:
         raise pytest.UsageError(f"--device cuda: {missing}")
-    devices = {"auto": ["cpu", *cuda], "cpu": ["cpu"], "cuda": ["cuda"]}[wanted]
-    metafunc.parametrize("device", devices)
+    executed = [] if simt_build.cuda_include() is None else ["executor"]
+    devices = {"auto": ["cpu", *executed, *cuda]}.get(wanted, [wanted])
+    metafunc.parametrize("device", devices, indirect=True)
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The device of a test's tensors. On the executor each test has one of its GPUs, by its name."""
+    if request.param != "executor":
+        yield request.param
+        return
+    gpus = list(executor.GPUS.values())
+    draw = zlib.crc32(request.node.nodeid.encode())
+    with executor.running_on(gpus[draw % len(gpus)], seed=draw // len(gpus) % 5):
+        yield "cpu"
 
 
 @pytest.fixture

@@ -1,0 +1,90 @@
+"""torch.ops.bnext_simt: the CUDA kernels and launchers of csrc/cuda, run by the executor of
+tests/simt on CPU tensors, and which GPU it stands for."""
+
+from __future__ import annotations
+
+import functools
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import simt_build
+import torch
+from torch.utils import cpp_extension
+
+from bnext import ops
+
+CUDA = simt_build.ROOT / "csrc" / "cuda"
+KERNEL_SOURCES = sorted(CUDA.glob("*.cu"))
+HEADERS = sorted(
+    p for f in ("csrc/cuda", "csrc/core", "csrc") for p in (simt_build.ROOT / f).glob("*.h")
+) + sorted(CUDA.glob("*.cuh"))
+# In one file with the launchers, which it includes.
+LAUNCHERS = simt_build.SIMT / "launchers_simt.cpp"
+LAUNCHER_PARTS = [
+    *sorted((simt_build.ROOT / "csrc").glob("*.cpp")),
+    *sorted(CUDA.glob("*.cpp")),
+    *(simt_build.SIMT / name for name in ("device_simt.cpp", "ops_simt.cpp")),
+]
+
+
+class Gpu(NamedTuple):
+    """What the launch configuration looks at."""
+
+    num_sms: int
+    shared_per_sm: int
+    shared_per_block: int
+
+
+# From a GPU on which everything fits on chip to one on which next to nothing does, so that small
+# tensors take every path: lone blocks, teams, two passes with and without splits.
+GPUS = {
+    "h100": Gpu(132, 228 << 10, 227 << 10),
+    "a100_quarter": Gpu(27, 164 << 10, 163 << 10),
+    "t4_fifth": Gpu(8, 64 << 10, 64 << 10),
+    "two_sms": Gpu(2, 40 << 10, 18 << 10),
+    "no_cache": Gpu(6, 40 << 10, 1 << 10),
+}
+
+
+def torch_flags() -> list[str]:
+    folders = [*cpp_extension.include_paths(), sysconfig.get_path("include")]
+    return [flag for folder in folders for flag in ("-isystem", folder)]
+
+
+def build(name: str = "bnext_simt", flags: tuple[str, ...] = ("-O1",)) -> Path:
+    """The library; `flags` are for the kernels and the executor."""
+    quiet = ["-Wno-unknown-pragmas", "-Wno-maybe-uninitialized"]
+    parts = simt_build.objects(name, KERNEL_SOURCES, [*flags, *quiet], HEADERS)
+    parts += simt_build.objects(
+        name, [LAUNCHERS], ["-O0", *quiet, *torch_flags()], [*HEADERS, *LAUNCHER_PARTS]
+    )
+    parts += simt_build.executor_objects(f"{name}_executor", flags)
+    libraries = [f"-L{folder}" for folder in cpp_extension.library_paths()]
+    libraries += ["-ltorch_cpu", "-ltorch", "-lc10"]
+    sanitizers = [flag for flag in flags if flag.startswith(("-fsanitize", "--coverage"))]
+    return simt_build.link(f"{name}-{{}}.so", parts, ["-shared", *sanitizers, *libraries])
+
+
+@functools.cache
+def simt() -> object:
+    """The namespace torch.ops.bnext_simt, built and loaded."""
+    torch.ops.load_library(str(build()))
+    return torch.ops.bnext_simt
+
+
+@contextmanager
+def running_on(gpu: Gpu, seed: int = 0) -> Iterator[object]:
+    """bnext's layers and functions run the CUDA kernels, on an executor that stands for `gpu`."""
+    library = simt()
+    library.set_device(*gpu)
+    library.set_seed(seed)
+    before = ops.batch_norm, ops.batch_norm_backward
+    ops.batch_norm = library.batch_norm.default
+    ops.batch_norm_backward = library.batch_norm_backward.default
+    try:
+        yield library
+    finally:
+        ops.batch_norm, ops.batch_norm_backward = before
