@@ -55,7 +55,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The device of a test's tensors. On the executor each test has one of its GPUs, by its name."""
+    """The device of a test's tensors. On the executor each test draws a GPU by its name."""
     if request.param != "executor":
         yield request.param
         return

@@ -261,13 +261,13 @@ inline std::int64_t resident_blocks(const DeviceProperties& device) {
 }  // namespace detail
 
 // A kernel that reads its piece from memory. Reduce: about two waves of resident blocks, since each
-// piece costs a merge; apply: four, for an even end. No piece is below 8 or 4 vectors a thread.
+// piece costs a merge; apply: four, for an even end. No piece is below 48 KiB, 12 vectors a thread:
+// what a block reads besides, the constants of up to 128 channels, is small beside it.
 inline Launch two_pass_launch(const Operands& operands, Pass pass, const DeviceProperties& device) {
   Launch launch = detail::base_launch(operands, detail::kWideRow);
   const bool reduce = pass == Pass::kReduce;
   const std::int64_t pairs = operands.num_ghosts * launch.tiling.tiles;
-  const int vec = launch.vector ? kVectorAlignment / operands.element_bytes : 1;
-  const std::int64_t least = static_cast<std::int64_t>(kThreads) * vec * kUnroll * (reduce ? 2 : 1);
+  const std::int64_t least = std::int64_t(48 * 1024) / operands.element_bytes;
   const std::int64_t most = ceil_div(operands.layout.numel() / pairs, least);
   const std::int64_t resident = detail::resident_blocks(device);
   detail::cut(launch, detail::even_splits(pairs, resident, reduce ? 2 : 4, most));
@@ -294,6 +294,8 @@ inline Launch on_chip_launch(
       std::min(device.shared_per_block, device.shared_per_sm / kMinBlocksPerSm - reserved_by_cuda);
   // One of 264 blocks of an H100 reads and writes 16 KiB in the 2 us that a team's meeting takes.
   constexpr std::int64_t kWait = 16 * 1024;
+  // Bytes a channel that a block reads and writes besides its piece: partial sums and constants.
+  constexpr std::int64_t kBesides = 64;
   const auto fits = [&](Launch& launch) {
     const int own = seen_end(launch.tiling.tile_channels, operands.acc_bytes);
     const std::int64_t elements = detail::cache_size(launch, operands.element_bytes);
@@ -367,7 +369,8 @@ inline Launch on_chip_launch(
       launch.blocks = launch.num_teams() * team;
       const std::int64_t rounds = ceil_div(launch.tiling.tiles, launch.tile_teams) *
                                   ceil_div(operands.num_ghosts, launch.ghost_teams);
-      const std::int64_t cost = rounds * (piece_bytes(launch) + kWait);
+      const std::int64_t cost =
+          rounds * (piece_bytes(launch) + kWait + kBesides * launch.tiling.tile_channels);
       if (cost < best_cost) {
         best = launch;
         best_cost = cost;

@@ -228,22 +228,25 @@ template <bool kRows, int kVec>
 __device__ __forceinline__ Welford<double> merge_triples(
     const TripleSets& sets, std::int64_t size, const Piece& piece, double count, double* scratch) {
   using At = Position<kRows, kVec>;
+  ShiftedSums<double> lanes[At::kLanes];
+  BNEXT_NO_UNROLL
+  for (std::int64_t i = At::part(); i < size; i += At::parts()) {
+    const double set_count = __ldcg(sets.count + i * sets.count_stride);
+    BNEXT_UNROLL
+    for (int k = 0; k < At::kLanes; ++k) {
+      const int channel = At::channel() + k;
+      if (channel < piece.n_channel) {
+        const double pivot = finite_pivot(__ldcg(sets.mean + channel));
+        const std::int64_t at = i * sets.stride + channel;
+        lanes[k].add_shifted(__ldcg(sets.mean + at) - pivot, set_count, 0.0, __ldcg(sets.m2 + at));
+      }
+    }
+  }
   LaneSums<At::kLanes> sums;
   BNEXT_UNROLL
   for (int k = 0; k < At::kLanes; ++k) {
-    const int channel = At::channel() + k;
-    if (channel < piece.n_channel) {
-      const double pivot = finite_pivot(__ldcg(sets.mean + channel));
-      ShiftedSums<double> lane;
-      for (std::int64_t i = At::part(); i < size; i += At::parts()) {
-        const std::int64_t at = i * sets.stride + channel;
-        lane.add_shifted(
-            __ldcg(sets.mean + at) - pivot, __ldcg(sets.count + i * sets.count_stride), 0.0,
-            __ldcg(sets.m2 + at));
-      }
-      sums.a[k] = lane.sum_d;
-      sums.b[k] = lane.sum_dd;
-    }
+    sums.a[k] = lanes[k].sum_d;
+    sums.b[k] = lanes[k].sum_dd;
   }
   __syncthreads();  // the scratch may still be read
   const PairOfSums total = sum_over_block<kRows, kVec>(sums, scratch);
