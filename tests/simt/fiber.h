@@ -28,6 +28,8 @@ class Fiber {
   void entered();
   // From this fiber, which runs, to another. `last`: this fiber will not be switched to again.
   void switch_to(Fiber& next, bool last);
+  // ThreadSanitizer's.
+  void* tsan_fiber() const { return tsan_fiber_; }
 
  private:
   void* position_ = nullptr;  // stack pointer, or ucontext_t

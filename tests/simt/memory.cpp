@@ -52,6 +52,8 @@ void check(Access access, const volatile void* pointer, unsigned bytes, const Si
 // `address`. A thread of ThreadSanitizer with no past passes on what the fence left in the token.
 void release_as_of_fence(Thread& thread, void* address) {
   void* self = __tsan_get_current_fiber();
+  // Created by the launching one, since a creator's past is passed on too.
+  __tsan_switch_to_fiber(launch_in_progress->launcher().tsan_fiber(), 1);
   void* messenger = __tsan_create_fiber(0);
   __tsan_switch_to_fiber(messenger, 1);
   thread.fence_token.acquire();

@@ -90,6 +90,7 @@ class Launch {
   void run(void (*body)(void*), void* arguments);
 
   Thread& current() { return *current_; }
+  const Fiber& launcher() const { return main_; }
   // The current thread goes on later, as others may now.
   void yield();
   // The current thread goes on once it has been made ready, which it may be by now.
