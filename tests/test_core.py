@@ -1,4 +1,5 @@
-"""The numeric core (csrc/core), without tensors: each case of tests/cpp is a test here.
+"""The numeric core (csrc/core) and the launches that csrc/cuda plans, without tensors or a GPU:
+each case of tests/cpp is a test here.
 
 The cases are C++, since they compare with long double and count roundings of single operations.
 They are built once, into build/tests, and again when a source or the compiler's command changes.
@@ -20,8 +21,9 @@ import pybind11
 import pytest
 
 ROOT = Path(__file__).parents[1]
+FOLDERS = ["tests/cpp", "csrc/core", "csrc/cuda"]
 SOURCES = sorted((ROOT / "tests" / "cpp").glob("*_cases.cpp"))
-HEADERS = sorted([*(ROOT / "tests" / "cpp").glob("*.h"), *(ROOT / "csrc" / "core").glob("*.h")])
+HEADERS = sorted(path for name in FOLDERS for path in (ROOT / name).glob("*.h"))
 
 # The rows of the lists in the sources. Collecting tests needs no compiler.
 CASES = [name for path in SOURCES for name in re.findall(r'^ +\{"(\w+)", ', path.read_text(), re.M)]

@@ -147,7 +147,8 @@ std::vector<Case> all_cases() {
       {"ceil_div", ceil_div},
       {"layout_sizes", layout_sizes},
   };
-  for (const auto& more : {welford_cases(), element_cases()}) {
+  for (const auto& more :
+       {welford_cases(), element_cases(), launch_cases(), launch_choice_cases()}) {
     cases.insert(cases.end(), more.begin(), more.end());
   }
   return cases;

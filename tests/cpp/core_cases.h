@@ -22,6 +22,8 @@ struct Case {
 
 std::vector<Case> welford_cases();
 std::vector<Case> element_cases();
+std::vector<Case> launch_cases();
+std::vector<Case> launch_choice_cases();
 
 // At least 64 bits of mantissa: its own rounding is 2^-11 of that of a double, or less.
 using Exact = long double;
