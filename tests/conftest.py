@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Iterator
 
 import executor
+import op_samples
 import pytest
 import simt_build
 import torch
@@ -57,11 +58,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
     """The device of a test's tensors. On the executor each test draws a GPU by its name."""
     if request.param != "executor":
-        yield request.param
+        with op_samples.using(request.param):
+            yield request.param
         return
     gpus = list(executor.GPUS.values())
     draw = zlib.crc32(request.node.nodeid.encode())
-    with executor.running_on(gpus[draw % len(gpus)], seed=draw // len(gpus) % 5):
+    with (
+        executor.running_on(gpus[draw % len(gpus)], seed=draw // len(gpus) % 5) as library,
+        op_samples.using("cpu", library),
+    ):
         yield "cpu"
 
 

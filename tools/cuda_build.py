@@ -88,8 +88,8 @@ def decide(
 
 
 def arch_flags(environ: Mapping[str, str]) -> tuple[list[str], str]:
-    """The flags of nvcc, and the architectures for people: those of TORCH_CUDA_ARCH_LIST, from which
-    torch makes the flags, or the default."""
+    """The flags of nvcc, and the architectures for people: those of TORCH_CUDA_ARCH_LIST, from
+    which torch makes the flags, or the default."""
     if wanted := environ.get("TORCH_CUDA_ARCH_LIST"):
         return [], wanted
     flags, names = [], []

@@ -36,9 +36,21 @@ def launch_constant(name: str) -> int:
     return int(found[1])
 
 
-def max_registers() -> int:
-    """What launch_config.h assumes, so that kMinBlocksPerSm blocks are resident at once."""
-    return 65536 // (launch_constant("kMinBlocksPerSm") * launch_constant("kThreads"))
+def resident_blocks(kernel: Kernel) -> int:
+    """Blocks that launch_config.h and elements.cuh (kMinBlocks) count on."""
+    alone = ("grad_reduce_kernel", "forward_on_chip_kernel", "backward_on_chip_kernel")
+    if (
+        kernel.function in alone
+        and fusion(kernel) == K_ANY
+        and (rows(kernel) or vector(kernel) == 8)
+    ):
+        return 1
+    return launch_constant("kMinBlocksPerSm")
+
+
+def max_registers(kernel: Kernel) -> int:
+    """So that as many blocks are resident at once."""
+    return min(255, 65536 // (resident_blocks(kernel) * launch_constant("kThreads")))
 
 
 def scalar(kernel: Kernel) -> str | None:
@@ -114,8 +126,9 @@ def table(kernels: list[Kernel]) -> str:
         "(without the shared memory that the launch asks for) · instructions per "
         "element of the best streaming loop (on chip: of the one that fills the cache and the one "
         "that empties it). "
-        f"`launch_config.h` counts on {max_registers()} registers and "
-        f"{launch_constant('kMinBlocksPerSm')} blocks. Static shared memory of any kernel: "
+        "`launch_config.h` counts on two blocks, that is 128 registers; on one where a kernel "
+        "decides at run time what it does with eight elements or the sums of several channels "
+        "(`kMinBlocks` in `elements.cuh`). Static shared memory of any kernel: "
         f"{', '.join(map(str, shared))} bytes.",
         "",
         "Template arguments: element, rows (else planes), elements of a vector, offsets, "

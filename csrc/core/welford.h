@@ -84,7 +84,8 @@ struct ShiftedSums {
   T sum_d = 0;
   T sum_dd = 0;
 
-  // n values whose sums are about pivot + offset: sum((d + offset)^2) = sum_dd + offset * (2 * sum_d
+  // n values whose sums are about pivot + offset: sum((d + offset)^2) = sum_dd + offset * (2 *
+  // sum_d
   // + n * offset).
   BNEXT_HD void add_shifted(T offset, T n, T other_sum_d, T other_sum_dd) {
     const T shifted = Math<T>::fmadd(n, offset, other_sum_d);
@@ -92,10 +93,10 @@ struct ShiftedSums {
     sum_d = sum_d + shifted;
   }
 
-  BNEXT_HD Welford<T> moments(T pivot, T count) const {
+  BNEXT_HD Welford<T> moments(T pivot, T count, T one_over_count) const {
     Welford<T> out;
     out.count = count;
-    shifted_moments(pivot, sum_d, sum_dd, T(1) / count, out.mean, out.m2);
+    shifted_moments(pivot, sum_d, sum_dd, one_over_count, out.mean, out.m2);
     return out;
   }
 };

@@ -17,11 +17,6 @@ constexpr int kGradBatch = kFusion == Fusion::kAny  ? 1
                            : kCache != Cache::kNone ? (n + 1) / 2
                                                     : n;
 
-// One block where a thread decides at run time what it does with the sums of several channels, or
-// with eight elements at once: for two there are not enough registers.
-template <Fusion kFusion, bool kRows, int kVec>
-constexpr int kMinBlocks = kFusion == Fusion::kAny && (kRows || kVec == 8) ? 1 : kMinBlocksPerSm;
-
 // The inputs of backward at n places, as they lie in memory.
 template <typename scalar_t, int kWidth, int n>
 struct GradGroup {
@@ -143,6 +138,7 @@ class GradReduceVisitor {
 
  public:
   static constexpr int kGroupsPerBlock = 1;
+  static constexpr int kAtOnce = kUnrollFor<index_t>;
 
   __device__ __forceinline__ explicit GradReduceVisitor(Inputs& inputs) : inputs_(inputs) {}
 
@@ -195,6 +191,7 @@ class GradApplyVisitor {
 
  public:
   static constexpr int kGroupsPerBlock = 1;
+  static constexpr int kAtOnce = kUnrollFor<index_t>;
 
   // The kernels for one fusion always want grad_input, and none without an extra grad_residual.
   __device__ __forceinline__
@@ -311,7 +308,7 @@ __global__ void __launch_bounds__(kThreads, (kMinBlocks<kFusion, kRows, kVec>))
   walk<kRows, kVec, index_t>(tiling, piece, visitor);
 
   double* scratch = shared.scratch();
-  PairOfSums sums = sum_over_block<kRows, kVec>(visitor.sums, scratch);
+  PairOfSums sums = visitor.sums.template over_block<kRows, kVec>(scratch);
   if (tiling.splits() > 1) {
     const SumSets sets =
         args.workspace.pieces.at(work.tile, piece.channel, work.ghost * tiling.splits());

@@ -23,11 +23,11 @@ __global__ void __launch_bounds__(kThreads, (kMinBlocks<kFusion, kRows, kVec>))
   auto* seen = shared.template seen<PairOfSums>();  // dy * xhat in b
   int round = 0;
   for (int tile = member.team % teams.tile_teams; tile < tiling.tiles; tile += teams.tile_teams) {
-    const std::int64_t first_ghost = member.team / teams.tile_teams;
-    for (std::int64_t ghost = first_ghost; ghost < tiling.num_ghosts; ghost += teams.ghost_teams) {
+    const int first_ghost = member.team / teams.tile_teams;
+    for (int ghost = first_ghost; ghost < tiling.num_ghosts; ghost += teams.ghost_teams) {
       const Piece piece = tiling.piece(kRows, ghost, tile, member.split);
       const std::int64_t channel = piece.channel + thread;
-      const std::int64_t at = ghost * tiling.n_channel + channel;
+      const std::int64_t at = std::int64_t(ghost) * tiling.n_channel + channel;
       if (thread < piece.n_channel) {
         constants.set(
             thread, constants_of<scalar_t>(
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kThreads, (kMinBlocks<kFusion, kRows, kVec>))
       {
         GradReduceVisitor<scalar_t, kRows, kVec, int, kFusion, Cache::kFill> visitor(inputs);
         walk<kRows, kVec, int>(tiling, piece, visitor);
-        sums = sum_over_block<kRows, kVec>(visitor.sums, scratch);
+        sums = visitor.sums.template over_block<kRows, kVec>(scratch);
       }
       if (tiling.splits() > 1) {
         const SumSets sets = args.workspace.pieces.at(0, 0, member.buffer(tiling, round));

@@ -6,13 +6,7 @@
 
 namespace bnext::cuda {
 
-// Two sums per channel of a thread: of d and d * d, or of dy and dy * (x - mean).
-template <int kLanes>
-struct LaneSums {
-  double a[kLanes] = {};
-  double b[kLanes] = {};
-};
-
+// Two sums of one channel: of d and d * d, or of dy and dy * (x - mean).
 struct PairOfSums {
   double a = 0;
   double b = 0;
@@ -20,29 +14,26 @@ struct PairOfSums {
 
 constexpr unsigned kFullWarp = 0xffffffffu;
 
-// Adds up the sums of all parts of each channel of the tile. Thread t gets those of channel t,
-// t < tile_channels(); `scratch` holds shared_sums_bytes() and may be reused after a barrier.
-template <bool kRows, int kVec>
-__device__ __forceinline__ PairOfSums
-sum_over_block(LaneSums<Position<kRows, kVec>::kLanes> sums, double* scratch) {
+// Adds up the sums of all parts of each channel of the tile, `lane_sums(k)` the thread's own of
+// lane k. Thread t gets those of channel t, t < tile_channels(); `scratch` may be reused after a
+// barrier.
+template <bool kRows, int kVec, typename LaneSums>
+__device__ __forceinline__ PairOfSums sum_over_block(LaneSums&& lane_sums, double* scratch) {
   using At = Position<kRows, kVec>;
-  // Lanes of one column are columns() apart: a power of two, at most a warp.
-  for (int offset = kWarp / 2; offset >= At::columns(); offset /= 2) {
-    BNEXT_UNROLL
-    for (int k = 0; k < At::kLanes; ++k) {
-      sums.a[k] += __shfl_xor_sync(kFullWarp, sums.a[k], offset);
-      sums.b[k] += __shfl_xor_sync(kFullWarp, sums.b[k], offset);
-    }
-  }
   const int channels = At::tile_channels();
   const int thread = At::thread();
-  const int warp = thread / kWarp;
-  if (thread % kWarp < At::columns()) {
-    double* own = scratch + 2 * warp * channels + At::channel();
-    BNEXT_UNROLL
-    for (int k = 0; k < At::kLanes; ++k) {
-      own[k] = sums.a[k];
-      own[channels + k] = sums.b[k];
+  double* own = scratch + 2 * (thread / kWarp) * channels + At::channel();
+  BNEXT_UNROLL
+  for (int k = 0; k < At::kLanes; ++k) {
+    PairOfSums sums = lane_sums(k);
+    // Lanes of one column are columns() apart: a power of two, at most a warp.
+    for (int offset = kWarp / 2; offset >= At::columns(); offset /= 2) {
+      sums.a += __shfl_xor_sync(kFullWarp, sums.a, offset);
+      sums.b += __shfl_xor_sync(kFullWarp, sums.b, offset);
+    }
+    if (thread % kWarp < At::columns()) {
+      own[k] = sums.a;
+      own[channels + k] = sums.b;
     }
   }
   __syncthreads();

@@ -17,6 +17,11 @@ enum class Fusion {
   kAny,
 };
 
+// One block where a thread decides at run time what it does with the sums of several channels, or
+// with eight elements at once: for two there are not enough registers.
+template <Fusion kFusion, bool kRows, int kVec>
+constexpr int kMinBlocks = kFusion == Fusion::kAny && (kRows || kVec == 8) ? 1 : kMinBlocksPerSm;
+
 // One constant per lane (rows) or one for all (planes).
 template <int kLanes, typename T>
 __device__ __forceinline__ T lane(const T (&values)[kLanes], int k) {

@@ -25,6 +25,9 @@ template <typename scalar_t, bool kRows, int kVec, typename index_t, bool kCache
 class ReduceVisitor {
  public:
   static constexpr int kGroupsPerBlock = cuda::kGroupsPerBlock;
+  // Fewer where eight channels a thread leave no registers for more, beside what a kernel on chip
+  // keeps of its work.
+  static constexpr int kAtOnce = kCached && kRows && kVec == 8 ? kUnroll / 2 : kUnrollFor<index_t>;
 
   __device__ __forceinline__ ReduceVisitor(const scalar_t* piece, scalar_t* cache)
       : piece_(piece), cache_(cache) {}
@@ -103,6 +106,7 @@ class ApplyVisitor {
 
  public:
   static constexpr int kGroupsPerBlock = 1;
+  static constexpr int kAtOnce = kUnrollFor<index_t>;
 
   __device__ __forceinline__
   ApplyVisitor(const ForwardElements<scalar_t>& elements, const Piece& piece, const scalar_t* cache)
@@ -215,7 +219,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
       return;
     }
     welford = merge_triples<kRows, kVec>(
-        sets, tiling.splits(), piece, tiling.ghost_count(work.ghost), scratch);
+        sets, tiling.splits(), piece, tiling.ghost_count(work.ghost),
+        1 / tiling.ghost_count(work.ghost), scratch);
   }
   const StatsOutputs<scalar_t>& outputs = args.outputs;
   if (thread < piece.n_channel) {
@@ -234,8 +239,9 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
             counters.ghosts + work.tile, static_cast<unsigned>(tiling.num_ghosts), shared.flag())) {
       return;
     }
-    welford =
-        merge_triples<kRows, kVec>(ghosts, tiling.num_ghosts, piece, tiling.batch_count(), scratch);
+    welford = merge_triples<kRows, kVec>(
+        ghosts, tiling.num_ghosts, piece, tiling.batch_count(), tiling.one_over_batch_count,
+        scratch);
   }
   if (thread < piece.n_channel) {
     update_running<scalar_t>(outputs.running, piece.channel + thread, welford);

@@ -23,7 +23,7 @@ struct SeenMoments {
 };
 
 template <typename scalar_t, bool kRows, int kVec, Fusion kFusion>
-__global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
+__global__ void __launch_bounds__(kThreads, (kMinBlocks<kFusion, kRows, kVec>))
     forward_on_chip_kernel(const __grid_constant__ ForwardOnChipArgs<scalar_t> args) {
   using At = Position<kRows, kVec>;
   const Tiling& tiling = args.tiling;
@@ -39,8 +39,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
   auto* seen = shared.template seen<SeenMoments>();
   int round = 0;
   for (int tile = member.team % teams.tile_teams; tile < tiling.tiles; tile += teams.tile_teams) {
-    const std::int64_t first_ghost = member.team / teams.tile_teams;
-    for (std::int64_t ghost = first_ghost; ghost < tiling.num_ghosts; ghost += teams.ghost_teams) {
+    const int first_ghost = member.team / teams.tile_teams;
+    for (int ghost = first_ghost; ghost < tiling.num_ghosts; ghost += teams.ghost_teams) {
       const Piece piece = tiling.piece(kRows, ghost, tile, member.split);
       Welford<double> welford;
       {
@@ -56,7 +56,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
         const TripleSets merged = sets.at(0, 0, tiling.splits());
         if (member.arrive_last(tiling, teams, round, shared.flag())) {
           welford = merge_triples<kRows, kVec>(
-              sets, tiling.splits(), piece, tiling.ghost_count(ghost), scratch);
+              sets, tiling.splits(), piece, tiling.ghost_count(ghost),
+              1 / tiling.ghost_count(ghost), scratch);
           store_triples(merged, 0, piece, thread, welford);
           member.release(teams, round);
         } else {
@@ -71,7 +72,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
         if (member.split != 0) {
           outputs.saved = {};
         }
-        const auto stats = finish_ghost(outputs, ghost * tiling.n_channel + channel, welford);
+        const auto stats =
+            finish_ghost(outputs, std::int64_t(ghost) * tiling.n_channel + channel, welford);
         constants.set(
             thread, constants_of<scalar_t>(stats, elements.weight, elements.bias, channel));
         seen[thread].add(welford, ghost == first_ghost);
@@ -89,7 +91,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
     const Piece piece = tiling.piece(kRows, first_ghost, tile, 0);  // for its channels
     Welford<double> welford;
     if (thread < piece.n_channel) {
-      welford = seen[thread].sums.moments(seen[thread].pivot, seen[thread].count);
+      welford =
+          seen[thread].sums.moments(seen[thread].pivot, seen[thread].count, 1 / seen[thread].count);
     }
     if (teams.ghost_teams > 1) {
       const TripleSets seats = args.workspace.ghosts.at(tile, piece.channel, 0);
@@ -98,7 +101,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
         continue;
       }
       welford = merge_triples<kRows, kVec>(
-          seats, teams.ghost_teams, piece, tiling.batch_count(), scratch);
+          seats, teams.ghost_teams, piece, tiling.batch_count(), tiling.one_over_batch_count,
+          scratch);
     }
     if (thread < piece.n_channel) {
       update_running<scalar_t>(running, piece.channel + thread, welford);

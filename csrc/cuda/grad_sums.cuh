@@ -24,7 +24,8 @@ struct GroupGradSums {
 
 // The sums of what one thread has seen: groups are added up in double.
 template <typename acc_t, int kLanes>
-struct ThreadGradSums : LaneSums<kLanes> {
+class ThreadGradSums {
+ public:
   template <int kVec>
   __device__ __forceinline__ void add(const GroupGradSums<acc_t, kVec>& group) {
     acc_t dy[kLanes] = {}, dy_xmu[kLanes] = {};
@@ -32,10 +33,18 @@ struct ThreadGradSums : LaneSums<kLanes> {
     add_lanes<kLanes>(group.dy_xmu, dy_xmu);
     BNEXT_UNROLL
     for (int k = 0; k < kLanes; ++k) {
-      this->a[k] += static_cast<double>(dy[k]);
-      this->b[k] += static_cast<double>(dy_xmu[k]);
+      sums_[k].a += static_cast<double>(dy[k]);
+      sums_[k].b += static_cast<double>(dy_xmu[k]);
     }
   }
+
+  template <bool kRows, int kVec>
+  __device__ __forceinline__ PairOfSums over_block(double* scratch) const {
+    return sum_over_block<kRows, kVec>([&](int k) { return sums_[k]; }, scratch);
+  }
+
+ private:
+  PairOfSums sums_[kLanes];
 };
 
 // Writes one set: thread t of the tile the sums of channel t.
@@ -62,19 +71,20 @@ template <bool kRows, int kVec>
 __device__ __forceinline__ PairOfSums
 add_sets(const SumSets& sets, std::int64_t size, const Piece& piece, double* scratch) {
   using At = Position<kRows, kVec>;
-  LaneSums<At::kLanes> sums;
-  BNEXT_UNROLL
-  for (int k = 0; k < At::kLanes; ++k) {
+  const auto lane_sums = [&](int k) {
     const int channel = At::channel() + k;
+    PairOfSums sums;
     if (channel < piece.n_channel) {
+      BNEXT_NO_UNROLL
       for (std::int64_t i = At::part(); i < size; i += At::parts()) {
-        sums.a[k] += __ldcg(sets.dy + i * sets.stride + channel);
-        sums.b[k] += __ldcg(sets.dy_xmu + i * sets.stride + channel);
+        sums.a += __ldcg(sets.dy + i * sets.stride + channel);
+        sums.b += __ldcg(sets.dy_xmu + i * sets.stride + channel);
       }
     }
-  }
+    return sums;
+  };
   __syncthreads();  // the scratch may still be read
-  return sum_over_block<kRows, kVec>(sums, scratch);
+  return sum_over_block<kRows, kVec>(lane_sums, scratch);
 }
 
 template <typename scalar_t>

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 
 #include "tiling.h"
 
@@ -124,6 +125,7 @@ inline Launch base_launch(const Operands& operands, int row_bytes) {
   t.n_channel = layout.n_channel;
   t.spatial = layout.spatial;
   t.num_ghosts = operands.num_ghosts;
+  t.one_over_batch_count = 1 / t.batch_count();
   t.ghosts = make_cuts(layout.n_batch, operands.num_ghosts);
   t.phase = launch.vector ? operands.phase_bytes / operands.element_bytes : 0;
   if (launch.rows) {
@@ -262,14 +264,16 @@ inline std::int64_t resident_blocks(const DeviceProperties& device) {
 
 // A kernel that reads its piece from memory. Reduce: about two waves of resident blocks, since each
 // piece costs a merge; apply: four, for an even end. No piece is below 48 KiB, 12 vectors a thread:
-// what a block reads besides, the constants of up to 128 channels, is small beside it.
+// what a block reads besides, the constants of up to 128 channels, is small beside it. Down to 8
+// KiB where multiprocessors would have no block else.
 inline Launch two_pass_launch(const Operands& operands, Pass pass, const DeviceProperties& device) {
   Launch launch = detail::base_launch(operands, detail::kWideRow);
   const bool reduce = pass == Pass::kReduce;
   const std::int64_t pairs = operands.num_ghosts * launch.tiling.tiles;
-  const std::int64_t least = std::int64_t(48 * 1024) / operands.element_bytes;
-  const std::int64_t most = ceil_div(operands.layout.numel() / pairs, least);
+  const std::int64_t bytes = operands.layout.numel() / pairs * operands.element_bytes;
   const std::int64_t resident = detail::resident_blocks(device);
+  const std::int64_t most =
+      std::max(ceil_div(bytes, 48 * 1024), std::min(ceil_div(bytes, 8 * 1024), resident / pairs));
   detail::cut(launch, detail::even_splits(pairs, resident, reduce ? 2 : 4, most));
   launch.blocks = pairs * launch.tiling.splits();
   launch.shared_bytes = reduce ? scratch_end(launch.tiling.tile_channels, operands.acc_bytes)
@@ -278,13 +282,13 @@ inline Launch two_pass_launch(const Operands& operands, Pass pass, const DeviceP
 }
 
 // A kernel that keeps its piece of `tensors` tensors in shared memory; blocks == 0 where nothing
-// fits, or where the two passes are likely to be faster. `resident` is how many blocks of the
-// kernel are resident at once on the device (the occupancy query's answer where there is a device
-// to ask).
+// fits, or only with so many places empty that two passes move less. `resident` is how many blocks
+// of the kernel are resident at once on the device (the occupancy query's answer where there is a
+// device to ask).
 //
 // Lone blocks with the widest tile that fits and leaves no multiprocessor without a block are taken
-// at once. Else the cheapest of lone blocks with narrow tiles, teams, and two passes, where the
-// cost is what one of the resident blocks reads, and a wait counts as so many bytes. Half of a
+// at once. Else the cheapest of lone blocks with narrow tiles and of teams, where the cost is what
+// one of the resident blocks reads, and a wait counts as so many bytes. Half of a
 // multiprocessor's shared memory is the most that a block takes: two blocks take turns at reading
 // and writing.
 inline Launch on_chip_launch(
@@ -316,10 +320,7 @@ inline Launch on_chip_launch(
 
   Launch best{};
   const std::int64_t all_bytes = operands.layout.numel() * tensors * operands.element_bytes;
-  // In two passes: everything is read twice and written once; and a second launch.
-  std::int64_t best_cost =
-      all_bytes / std::max<std::int64_t>(1, resident) * (2 * tensors + 1) / (tensors + 1) +
-      2 * kWait;
+  std::int64_t best_cost = std::numeric_limits<std::int64_t>::max(), best_bytes = 0;
   for (int row_bytes = detail::kWideRow; row_bytes >= detail::kNarrowRow; row_bytes /= 2) {
     Launch launch = detail::base_launch(operands, row_bytes);
     detail::cut(launch, 1);
@@ -336,7 +337,7 @@ inline Launch on_chip_launch(
       const std::int64_t cost = piece_bytes(launch);  // at most a block a multiprocessor
       if (cost < best_cost) {
         best = launch;
-        best_cost = cost;
+        best_cost = best_bytes = cost;
       }
     }
     if (!launch.rows) {
@@ -374,13 +375,19 @@ inline Launch on_chip_launch(
       if (cost < best_cost) {
         best = launch;
         best_cost = cost;
+        best_bytes = rounds * piece_bytes(launch);
       }
     }
     if (!base.rows) {
       break;
     }
   }
-  return best;
+  // In two passes all is read twice and written once. Of a small tensor the second launch costs
+  // more.
+  const std::int64_t two_passes =
+      all_bytes / std::max<std::int64_t>(1, resident) * (2 * tensors + 1) / (tensors + 1);
+  constexpr std::int64_t kSmall = 256 * 1024;
+  return best_bytes <= std::max(two_passes, kSmall) ? best : Launch{};
 }
 
 }  // namespace bnext::cuda

@@ -76,6 +76,9 @@ class ThreadMoments {
   // Doubles are summed in double: once to find the mean, and again about it, so that nothing
   // cancels. Sums of floats have bits to spare.
   static constexpr int kRounds = std::is_same_v<scalar_t, double> ? 2 : 1;
+  // Values of half types differ from each other by 2^-11 of their size or not at all: doubles bear
+  // sums about 0, whose cancellation is that size squared, 2^22. That saves registers.
+  static constexpr bool kHasOrigin = sizeof(scalar_t) > 2;
 
  public:
   // Begins a block with the mean of a group as its pivot. Vectors stay as they lie in memory until
@@ -99,18 +102,17 @@ class ThreadMoments {
       pivot_[k] = finite_pivot(means[k] * (acc_t(kLanes) / acc_t(n * kVec)));
       sum_d_[k] = 0;
       sum_dd_[k] = 0;
-      if (!started_) {
-        origin_[k] = pivot_[k];
+      if constexpr (kHasOrigin) {
+        origin_[k] = total_count_ == 0 ? pivot_[k] : origin_[k];
       }
     }
-    started_ = true;
     singles_ = 0;
   }
 
   // One vector or element, to the block there is, unless that has seen many of them.
   template <int kVec>
   __device__ __forceinline__ void add_single(const Raw<scalar_t, kVec> (&vector)[1]) {
-    if (!started_ || singles_ == kGroupsPerBlock) {
+    if (singles_ == kGroupsPerBlock) {
       start_block(vector);
     }
     ++singles_;
@@ -149,7 +151,7 @@ class ThreadMoments {
     if (At::part() == 0) {
       BNEXT_UNROLL
       for (int k = 0; k < kLanes; ++k) {
-        pivots[At::channel() + k] = origin_[k];
+        pivots[At::channel() + k] = origin(k);
       }
     }
     const int thread = At::thread();
@@ -159,42 +161,44 @@ class ThreadMoments {
         pivots[thread] = finite_pivot(pivots[thread] + total.a / count);
       }
       __syncthreads();
-      LaneSums<kLanes> sums;
-      BNEXT_UNROLL
-      for (int k = 0; k < kLanes; ++k) {
-        const double distance = static_cast<double>(origin_[k]) - pivots[At::channel() + k];
+      const auto lane_sums = [&](int k) -> PairOfSums {
+        const double distance = origin(k) - pivots[At::channel() + k];
         ShiftedSums<double> shifted;
-        shifted.add_shifted(distance, total_count_, totals_[k].sum_d, totals_[k].sum_dd);
-        sums.a[k] = shifted.sum_d;
-        sums.b[k] = shifted.sum_dd;
-      }
-      total = sum_over_block<kRows, kVec>(sums, sums_scratch);
+        shifted.add_shifted(
+            distance, static_cast<double>(total_count_), totals_[k].sum_d, totals_[k].sum_dd);
+        return {shifted.sum_d, shifted.sum_dd};
+      };
+      total = sum_over_block<kRows, kVec>(lane_sums, sums_scratch);
     }
     if (thread >= At::tile_channels()) {
       return {};
     }
-    return ShiftedSums<double>{total.a, total.b}.moments(pivots[thread], count);
+    return ShiftedSums<double>{total.a, total.b}.moments(pivots[thread], count, 1 / count);
   }
 
  private:
+  __device__ __forceinline__ double origin(int k) const {
+    return kHasOrigin ? static_cast<double>(origin_[k]) : 0.0;
+  }
+
   __device__ __forceinline__ void flush() {
     const double count = count_;
     BNEXT_UNROLL
     for (int k = 0; k < kLanes; ++k) {
-      const double distance = static_cast<double>(pivot_[k]) - static_cast<double>(origin_[k]);
+      const double distance = static_cast<double>(pivot_[k]) - origin(k);
       totals_[k].add_shifted(distance, count, sum_d_[k], sum_dd_[k]);
     }
-    total_count_ += count;
+    total_count_ += count_;
     count_ = 0;
   }
 
   acc_t pivot_[kLanes] = {}, sum_d_[kLanes] = {}, sum_dd_[kLanes] = {};
-  int count_ = 0;    // values per lane in the block
-  int singles_ = 0;  // vectors and elements in it that came alone
-  bool started_ = false;
-  acc_t origin_[kLanes] = {};
+  int count_ = 0;  // values per lane in the block
+  // Vectors and elements in the block that came alone; so many that the first one begins a block.
+  int singles_ = kGroupsPerBlock;
+  acc_t origin_[kHasOrigin ? kLanes : 1] = {};
   ShiftedSums<double> totals_[kLanes];
-  double total_count_ = 0;
+  int total_count_ = 0;
 };
 
 // Writes one set: thread t of the tile the moments of channel t.
@@ -226,36 +230,36 @@ __device__ __forceinline__ Welford<double> load_triple(
 // block in a fixed order: thread t gets channel t. The mean of the first set is the pivot of all.
 template <bool kRows, int kVec>
 __device__ __forceinline__ Welford<double> merge_triples(
-    const TripleSets& sets, std::int64_t size, const Piece& piece, double count, double* scratch) {
+    const TripleSets& sets,
+    std::int64_t size,
+    const Piece& piece,
+    double count,
+    double one_over_count,
+    double* scratch) {
   using At = Position<kRows, kVec>;
-  ShiftedSums<double> lanes[At::kLanes];
-  BNEXT_NO_UNROLL
-  for (std::int64_t i = At::part(); i < size; i += At::parts()) {
-    const double set_count = __ldcg(sets.count + i * sets.count_stride);
-    BNEXT_UNROLL
-    for (int k = 0; k < At::kLanes; ++k) {
-      const int channel = At::channel() + k;
-      if (channel < piece.n_channel) {
-        const double pivot = finite_pivot(__ldcg(sets.mean + channel));
+  const auto lane_sums = [&](int k) -> PairOfSums {
+    const int channel = At::channel() + k;
+    ShiftedSums<double> lane;
+    if (channel < piece.n_channel && At::part() < size) {
+      const double pivot = finite_pivot(__ldcg(sets.mean + channel));
+      BNEXT_NO_UNROLL
+      for (std::int64_t i = At::part(); i < size; i += At::parts()) {
         const std::int64_t at = i * sets.stride + channel;
-        lanes[k].add_shifted(__ldcg(sets.mean + at) - pivot, set_count, 0.0, __ldcg(sets.m2 + at));
+        lane.add_shifted(
+            __ldcg(sets.mean + at) - pivot, __ldcg(sets.count + i * sets.count_stride), 0.0,
+            __ldcg(sets.m2 + at));
       }
     }
-  }
-  LaneSums<At::kLanes> sums;
-  BNEXT_UNROLL
-  for (int k = 0; k < At::kLanes; ++k) {
-    sums.a[k] = lanes[k].sum_d;
-    sums.b[k] = lanes[k].sum_dd;
-  }
+    return {lane.sum_d, lane.sum_dd};
+  };
   __syncthreads();  // the scratch may still be read
-  const PairOfSums total = sum_over_block<kRows, kVec>(sums, scratch);
+  const PairOfSums total = sum_over_block<kRows, kVec>(lane_sums, scratch);
   const int thread = At::thread();
   if (thread >= piece.n_channel) {
     return {};
   }
   const double pivot = finite_pivot(__ldcg(sets.mean + thread));
-  return ShiftedSums<double>{total.a, total.b}.moments(pivot, count);
+  return ShiftedSums<double>{total.a, total.b}.moments(pivot, count, one_over_count);
 }
 
 // What a ghost's moments become, by the thread of the channel.

@@ -34,7 +34,7 @@ struct Piece {
   std::int64_t lines;    //
   std::int64_t length;   // elements of a line
   std::int64_t channel;  // its first channel
-  std::int64_t n_channel;
+  std::int32_t n_channel;
   double count;  // values per channel
 };
 
@@ -63,6 +63,7 @@ struct Tiling {
 
   // Values per channel of the batch, and of a ghost.
   BNEXT_HD double batch_count() const { return static_cast<double>(n_batch * spatial); }
+  double one_over_batch_count;  // made on the host, as Cuts
   BNEXT_HD double ghost_count(std::int64_t ghost) const {
     return static_cast<double>(ghosts.piece(ghost).size() * spatial);
   }
@@ -70,21 +71,23 @@ struct Tiling {
   BNEXT_HD Piece piece(bool rows, std::int64_t ghost, std::int32_t tile, std::int32_t split) const {
     const Range samples = ghosts.piece(ghost);
     const int kind = ghost < ghosts.longer ? 1 : 0;
-    const Range cut = lines[kind].piece(split / inner_cuts);
-    const Range unit = units[kind].piece(split % inner_cuts);
-    const std::int64_t begin = unit.begin * inner_unit;
-    const std::int64_t last = unit.end * inner_unit;
-    const std::int64_t end = last < line_length[kind] ? last : line_length[kind];
     Piece piece;
     piece.channel = static_cast<std::int64_t>(tile) * tile_channels;
     const std::int64_t rest = n_channel - piece.channel;
-    piece.n_channel = rest < tile_channels ? rest : tile_channels;
-    piece.lines = cut.size();
-    if (rows) {
+    piece.n_channel = rest < tile_channels ? static_cast<std::int32_t>(rest) : tile_channels;
+    if (rows) {  // whose lines are not cut
+      const Range cut = lines[kind].piece(split);
+      piece.lines = cut.size();
       piece.length = piece.n_channel;
       piece.offset = (samples.begin * lines_per_sample + cut.begin) * line_stride + piece.channel;
       piece.count = static_cast<double>(piece.lines);
     } else {
+      const Range cut = lines[kind].piece(split / inner_cuts);
+      const Range unit = units[kind].piece(split % inner_cuts);
+      const std::int64_t begin = unit.begin * inner_unit;
+      const std::int64_t last = unit.end * inner_unit;
+      const std::int64_t end = last < line_length[kind] ? last : line_length[kind];
+      piece.lines = cut.size();
       piece.length = end - begin;
       const std::int64_t first_line =
           lines_per_sample == 0 ? samples.begin : samples.begin + cut.begin;

@@ -25,9 +25,9 @@ struct Position {
   __device__ static int tile_channels() { return columns() * kLanes; }
 };
 
-// Vectors visited at once: 64-bit offsets of as many as kUnroll vectors would not fit registers.
+// Vectors that a visitor takes at once, its kAtOnce: of 64-bit offsets not as many fit registers.
 template <typename index_t>
-constexpr int kAtOnce = sizeof(index_t) > sizeof(int) ? kUnroll / 2 : kUnroll;
+constexpr int kUnrollFor = sizeof(index_t) > sizeof(int) ? kUnroll / 2 : kUnroll;
 
 // Calls visit.seek(offset, cache) for the first vector of each series, visit.vectors<n>(step,
 // cache_step) for a group of n vectors, `step` elements from each to the next, and
@@ -38,7 +38,7 @@ constexpr int kAtOnce = sizeof(index_t) > sizeof(int) ? kUnroll / 2 : kUnroll;
 // first_vectors.
 template <bool kRows, int kVec, typename index_t, typename Visitor>
 __device__ __forceinline__ void walk(const Tiling& tiling, const Piece& piece, Visitor& visit) {
-  constexpr int n = kAtOnce<index_t>;
+  constexpr int n = Visitor::kAtOnce;
   const index_t stride = static_cast<index_t>(tiling.line_stride);
   const index_t lines = static_cast<index_t>(piece.lines);
   const index_t length = static_cast<index_t>(piece.length);

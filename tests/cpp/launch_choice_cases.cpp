@@ -5,7 +5,8 @@ namespace core_cases {
 namespace {
 
 // A device is full where every multiprocessor has a block. (ghost, tile)s that are too few are cut,
-// but in two passes into no less than kLeastPiece, so that a small tensor leaves some without one.
+// in two passes into no less than kLeastPiece, or an eighth where multiprocessors would have no
+// block.
 constexpr int64_t kLeastPiece = 48 * kKiB;
 
 void blocks_fill_the_device() {
@@ -32,7 +33,7 @@ void blocks_fill_the_device() {
         check(3 * l.blocks >= 2 * waves * resident, "even waves");
       }
       check(l.blocks <= std::max(pairs * 4, 4 * resident + 3 * pairs), "few blocks");
-      check(l.tiling.splits() == 1 || numel / l.blocks >= least / 4, "no small piece");
+      check(l.tiling.splits() == 1 || numel / l.blocks >= least / 16, "no small piece");
     }
   });
 }
@@ -127,7 +128,7 @@ void teams_are_even() {
     const int64_t piece = int64_t(l.cache_elements) * tensors * of.element_bytes;
     const int64_t all = of.layout.numel() * tensors * of.element_bytes;
     // A large tensor: two passes take (2 t + 1) / (t + 1) as long as on chip without any loss.
-    if (all / resident >= 256 * kKiB) {
+    if (all / resident >= 512 * kKiB) {
       check(rounds * piece * (tensors + 1) <= all / resident * (2 * tensors + 1) + 1, "few losses");
     }
   });
