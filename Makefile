@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.14.1
+WORKERS ?= auto
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh') \
@@ -17,8 +18,9 @@ export OMP_WAIT_POLICY ?= passive
 demo: $(VENV)/built
 	$(BIN)/python -m bnext demo --output demo.png
 
+# In as many processes as there are cores; a test that waits for a build lets others go ahead.
 test: $(VENV)/built
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # The table of README.md: running_var and outputs of bnext and PyTorch against float64.
 accuracy: $(VENV)/built

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Callable, Iterator
 
@@ -76,3 +77,11 @@ def set_threads() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How much of the run was CUDA kernels, executed without a GPU."""
+    passed = terminalreporter.stats.get("passed", [])
+    executed = [r for r in passed if re.search(r"[\[-]executor[-\]]|test_simt_", r.nodeid)]
+    if executed:
+        terminalreporter.write_line(f"CUDA kernels run by the executor: {len(executed)} tests")
