@@ -1,7 +1,12 @@
-"""Calls of the raw ops: one list of situations, from which the arguments of every op follow."""
+"""Calls of the raw ops: one list of situations, from which the arguments of every op follow.
+
+The ops are those of the CPU; on another device (a fixture of conftest.py) `using` says whose.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,7 +16,45 @@ from torch import Tensor
 
 import bnext  # noqa: F401  (registers the ops)
 
-ops = torch.ops.bnext
+
+class Ops:
+    """torch.ops.bnext, or within `using` the namespace of another device; a name's op is looked up
+    when it is asked for."""
+
+    namespace: Any = torch.ops.bnext
+    device = "cpu"
+
+    @property
+    def on_cpu_kernels(self) -> bool:
+        return self.device == "cpu" and self.namespace is torch.ops.bnext
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.namespace, name)
+
+
+ops = Ops()
+
+
+@contextmanager
+def using(device: str, namespace: Any = torch.ops.bnext) -> Iterator[None]:
+    """Samples make tensors of `device` and call the ops of `namespace`."""
+    before = ops.namespace, ops.device
+    ops.namespace, ops.device = namespace, device
+    try:
+        yield
+    finally:
+        ops.namespace, ops.device = before
+
+
+def assert_same_parts(actual: Tensor, expected: Tensor) -> None:
+    """On the CPU the fused op does the same sums in the same order. The CUDA kernels cut a tensor
+    into other pieces where they keep it on chip: what is summed in float differs by some roundings.
+    """
+    if ops.on_cpu_kernels:
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+        return
+    eps = max(torch.finfo(actual.dtype).eps, 1e-7)  # 1e-7: sums are float for all but float64
+    torch.testing.assert_close(actual, expected, rtol=8 * eps, atol=8 * eps)
 
 
 class Saved(NamedTuple):
@@ -43,7 +86,7 @@ class Sample:
     def _randn(self, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
         values = torch.randn(self.shape, generator=generator, dtype=torch.float64) * 1.5 + 0.25
-        return lay_out(values.to(self.dtype), self.layout)
+        return lay_out(values.to(ops.device, self.dtype), self.layout)
 
     @property
     def input(self) -> Tensor:
@@ -62,7 +105,7 @@ class Sample:
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
     def _linspace(self, low: float, high: float) -> Tensor:
-        return torch.linspace(low, high, self.shape[1], dtype=self.param_dtype)
+        return torch.linspace(low, high, self.shape[1], dtype=self.param_dtype, device=ops.device)
 
     @property
     def weight(self) -> Tensor | None:
@@ -75,7 +118,11 @@ class Sample:
     def running(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Fresh running_mean, running_var, num_batches_tracked."""
         mean, var = (self._linspace(-1, 1), self._linspace(0.5, 2)) if self.tracked else (None,) * 2
-        return mean, var, torch.tensor(3) if self.counted and self.training else None
+        return (
+            mean,
+            var,
+            torch.tensor(3, device=ops.device) if self.counted and self.training else None,
+        )
 
     def forward_args(self) -> tuple[Any, ...]:
         return (self.input, self.weight, self.bias, *self.running(), self.residual_tensor,
