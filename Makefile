@@ -13,7 +13,7 @@ SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -na
 # Threads that spin while they wait take the cores from those that work.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test lint format accuracy sass clean
+.PHONY: demo test lint format accuracy sass gpu clean
 
 demo: $(VENV)/built
 	$(BIN)/python -m bnext demo --output demo.png
@@ -29,6 +29,13 @@ accuracy: $(VENV)/built
 # docs/sass.md: registers, occupancy and instructions per element, off the built machine code.
 sass: $(VENV)/built
 	$(BIN)/python -m tools.sass_table
+
+# All that needs a GPU, built for the one at hand, in gpu-report/: the suite, compute-sanitizer where
+# it is installed, and the benchmarks.
+gpu: $(VENV)/requirements
+	arch=$$($(BIN)/python -m tools.gpu_report --arch) && \
+	  TORCH_CUDA_ARCH_LIST=$$arch $(PIP) install -q --no-build-isolation --no-deps -e .
+	$(BIN)/python -m tools.gpu_report
 
 lint: $(VENV)/built
 	$(BIN)/ruff check .
