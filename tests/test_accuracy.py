@@ -84,12 +84,12 @@ def layouts(shape: tuple[int, ...]) -> tuple[str, ...]:
     )
 
 
-def train_forward(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def train_forward(x: Tensor, device: str) -> tuple[Tensor, Tensor, Tensor]:
     """Output, running_mean and running_var of a step with momentum 1: the batch's statistics."""
     channels = x.shape[1]
-    running_mean, running_var = torch.zeros(channels), torch.ones(channels)
-    output = bnext.batch_norm(x, running_mean, running_var, training=True, momentum=1.0, eps=EPS)
-    return output, running_mean, running_var
+    mean, var = torch.zeros(channels, device=device), torch.ones(channels, device=device)
+    output = bnext.batch_norm(x.to(device), mean, var, training=True, momentum=1.0, eps=EPS)
+    return output.cpu(), mean.cpu(), var.cpu()
 
 
 def largest_error(actual: Tensor, expected: Tensor) -> float:
@@ -105,13 +105,15 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     [(s, m, x) for s in SHAPES for m in MEANS for x in layouts(s)],
     ids=str,
 )
-def test_offset(shape: tuple[int, ...], mean: float, layout: str, set_threads) -> None:
+def test_offset(shape: tuple[int, ...], mean: float, layout: str, set_threads, device: str) -> None:
     want = offset_input(shape, mean)
     x = lay_out(want.input, layout)
     set_threads(1)
-    output, running_mean, running_var = train_forward(x)
+    output, running_mean, running_var = train_forward(x, device)
     set_threads(2)
-    for again, before in zip(train_forward(x), (output, running_mean, running_var), strict=True):
+    for again, before in zip(
+        train_forward(x, device), (output, running_mean, running_var), strict=True
+    ):
         assert_same(again, before, "with two threads")  # so the checks below hold for both
 
     assert relative_error(running_var, want.unbiased_var) <= VARIANCE_TOLERANCE[mean]
@@ -129,7 +131,7 @@ def test_offset(shape: tuple[int, ...], mean: float, layout: str, set_threads) -
     ids=str,
 )
 def test_outlier_as_first_element(
-    shape: tuple[int, ...], layout: str, outlier: float, set_threads
+    shape: tuple[int, ...], layout: str, outlier: float, set_threads, device: str
 ) -> None:
     """A pivot taken from the first element would be the worst one here."""
     x = noise(shape) + 1
@@ -137,7 +139,7 @@ def test_outlier_as_first_element(
     want = truth(x)
     for threads in (1, 2):
         set_threads(threads)
-        output, _, running_var = train_forward(lay_out(x, layout))
+        output, _, running_var = train_forward(lay_out(x, layout), device)
         assert relative_error(running_var, want.unbiased_var) <= 1e-6
         # The outlier's own output is about sqrt(n), up to 450: 1e-5 is asked of outputs of size 1.
         scale = want.output.abs().clamp_min(1)
@@ -151,37 +153,41 @@ def test_outlier_as_first_element(
     [(s, x) for s in ((16, 4, 112, 112), (2, 8, 8, 28, 28), *SHAPES[3:]) for x in layouts(s)],
     ids=str,
 )
-def test_half_types(shape: tuple[int, ...], layout: str, dtype: torch.dtype, mean: float) -> None:
+def test_half_types(
+    shape: tuple[int, ...], layout: str, dtype: torch.dtype, mean: float, device: str
+) -> None:
     """The steps of a half type are coarse (8 at 1e3 in bfloat16), but exact statistics of the
     values fed are asked for: spread 20 keeps the channel from being constant."""
     x = (noise(shape) * 20 + mean).to(dtype)
     want = truth(x)
-    output, _, running_var = train_forward(lay_out(x, layout))
+    output, _, running_var = train_forward(lay_out(x, layout), device)
     assert output.dtype == dtype
     assert relative_error(running_var, want.unbiased_var) <= 1e-6
     half_ulp = torch.finfo(dtype).eps / 2 * want.output.abs()
     assert ((channels_first(output) - want.output).abs() <= OUTPUT_TOLERANCE + half_ulp).all()
 
 
-def test_tiny_spread_on_a_large_offset() -> None:
+def test_tiny_spread_on_a_large_offset(device: str) -> None:
     """Values that differ by one step of float32 only: the differences are exact, so is the rest."""
     x = torch.full((64, 8, 6, 6), 4096.0)
     x[::2] += 2**-11
     want = truth(x)
     for layout in layouts(tuple(x.shape)):
-        output, _, running_var = train_forward(lay_out(x, layout))
+        output, _, running_var = train_forward(lay_out(x, layout), device)
         assert relative_error(running_var, want.unbiased_var) <= 1e-6
         assert largest_error(output, want.output) <= OUTPUT_TOLERANCE
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -3.3, 1e4 + 0.1, 1e6 + 0.3])
 @pytest.mark.parametrize("shape", [(1000, 3), (7, 5, 13, 11)], ids=str)
-def test_constant_input_has_variance_zero(shape: tuple[int, ...], value: float) -> None:
+def test_constant_input_has_variance_zero(
+    shape: tuple[int, ...], value: float, device: str
+) -> None:
     """invstd is 1 / sqrt(eps) = 316 here: one float32 rounding of the mean would show, 1e6 times
     6e-8 times 316 = 19, so the outputs see whether the low part of the mean is used."""
     x = torch.full(shape, value)
     for layout in layouts(shape):
-        output, running_mean, running_var = train_forward(lay_out(x, layout))
+        output, running_mean, running_var = train_forward(lay_out(x, layout), device)
         assert (running_mean == x.flatten()[0]).all()
         assert (running_var <= (torch.finfo(torch.float32).eps * value) ** 2).all()
         assert (output.abs() <= OUTPUT_TOLERANCE).all()

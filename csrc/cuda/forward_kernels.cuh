@@ -24,7 +24,7 @@ struct Work {
 template <typename scalar_t, bool kRows, int kVec, typename index_t, bool kCached>
 class ReduceVisitor {
  public:
-  static constexpr int kGroupsPerBlock = cuda::kGroupsPerBlock;
+  static constexpr int kGroupsPerBlock = cuda::kGroupsPerBlock<scalar_t>;
   // Fewer where eight channels a thread leave no registers for more, beside what a kernel on chip
   // keeps of its work.
   static constexpr int kAtOnce = kCached && kRows && kVec == 8 ? kUnroll / 2 : kUnrollFor<index_t>;

@@ -10,8 +10,11 @@
 namespace bnext::cuda {
 
 // Groups of vectors whose sums are kept in acc_t about one pivot, the mean of the first. With as
-// many single vectors after them the bound of docs/math.md, section 4, is 1 + n / k <= 11.
-constexpr int kGroupsPerBlock = 8;
+// many single vectors after them, and groups of four (half types on chip: of two), the bound of
+// docs/math.md, section 4, is 1 + n / k <= 7 for floats and 13 for half types, which have no digits
+// to lose: doubles are scarce on many GPUs.
+template <typename scalar_t>
+constexpr int kGroupsPerBlock = sizeof(scalar_t) > 2 ? 4 : 8;
 
 template <typename scalar_t>
 __device__ __forceinline__ AccType<scalar_t> get(
@@ -112,7 +115,7 @@ class ThreadMoments {
   // One vector or element, to the block there is, unless that has seen many of them.
   template <int kVec>
   __device__ __forceinline__ void add_single(const Raw<scalar_t, kVec> (&vector)[1]) {
-    if (singles_ == kGroupsPerBlock) {
+    if (singles_ == kGroupsPerBlock<scalar_t>) {
       start_block(vector);
     }
     ++singles_;
@@ -195,7 +198,7 @@ class ThreadMoments {
   acc_t pivot_[kLanes] = {}, sum_d_[kLanes] = {}, sum_dd_[kLanes] = {};
   int count_ = 0;  // values per lane in the block
   // Vectors and elements in the block that came alone; so many that the first one begins a block.
-  int singles_ = kGroupsPerBlock;
+  int singles_ = kGroupsPerBlock<scalar_t>;
   acc_t origin_[kHasOrigin ? kLanes : 1] = {};
   ShiftedSums<double> totals_[kLanes];
   int total_count_ = 0;
