@@ -43,10 +43,6 @@ NVCC_FLAGS = [
 
 
 def decide() -> cuda_build.Decision:
-    if not files("cuda/*.cu"):
-        return cuda_build.Decision(
-            None, "bnext has no CUDA kernels yet: this release is for the CPU"
-        )
     toolkits = cuda_build.find_toolkits(os.environ, WHEELS)
     force = os.environ.get("BNEXT_CUDA")
     return cuda_build.decide(torch.__version__, torch.version.cuda, toolkits, force)
