@@ -16,7 +16,15 @@ from pathlib import Path
 
 import torch
 
-from bnext.accuracy import LAYOUTS, LayerErrors, layers_for, make_sample, measure
+from bnext.accuracy import (
+    LAYOUTS,
+    LayerErrors,
+    LayerFactory,
+    Sample,
+    layers_for,
+    make_sample,
+    measure,
+)
 
 BEGIN, END = "<!-- accuracy:begin -->", "<!-- accuracy:end -->"
 THREADS = (1, 2)
@@ -56,14 +64,22 @@ def _worst(errors: Sequence[LayerErrors]) -> LayerErrors:
     )
 
 
-def readme_results() -> Results:
+def measure_all_threads(
+    layer: LayerFactory, sample: Sample, device: str, *, backward: bool = False
+) -> LayerErrors:
+    """The worse of the thread counts, of which only the CPU knows more than one."""
+    counts = THREADS if device == "cpu" else THREADS[:1]
+    return _worst([measure(layer, sample, n, backward=backward, device=device) for n in counts])
+
+
+def readme_results(device: str) -> Results:
     results: Results = {}
     for shape, layout in README_INPUTS:
         for mean in MEANS:
             sample = make_sample(shape, mean, layout)
             for library, layer in layers_for(len(shape)).items():
-                errors = [measure(layer, sample, threads) for threads in THREADS]
-                results[_name(shape, layout), library, mean] = _worst(errors)
+                errors = measure_all_threads(layer, sample, device)
+                results[_name(shape, layout), library, mean] = errors
     return results
 
 
@@ -82,14 +98,16 @@ def _error_rows(results: Results, field: str) -> Iterator[str]:
             yield f"| {first} | {label} | " + " | ".join(map(_cell, errors)) + " |"
 
 
-def _machine() -> str:
-    return (
-        f"PyTorch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, "
-        f"{datetime.date.today().isoformat()}"
-    )
+def _machine(device: str) -> str:
+    if device == "cpu":
+        threads = " and ".join(map(str, THREADS))
+        name = f"the worse of {threads} threads, {torch.backends.cpu.get_cpu_capability()}"
+    else:
+        name = torch.cuda.get_device_name()
+    return f"{name}, PyTorch {torch.__version__}, {datetime.date.today().isoformat()}"
 
 
-def markdown(results: Results) -> str:
+def markdown(results: Results, device: str) -> str:
     """The README's two tables, without the markers."""
     columns = " | ".join(f"mean {mean:g}" for mean in (0, 100, 1000, 10000))
     lines = []
@@ -105,7 +123,7 @@ def markdown(results: Results) -> str:
         ]
     lines.append(
         "Largest error against float64 of one training step on normal values of standard deviation "
-        f"1, float32, the worse of {' and '.join(map(str, THREADS))} threads ({_machine()}). "
+        f"1, float32 ({_machine(device)}). "
         "Made by `python -m benchmarks.accuracy --readme README.md`."
     )
     return "\n".join(lines)
@@ -140,12 +158,12 @@ def full_cases() -> Iterator[tuple[tuple[int, ...], str, torch.dtype, float, boo
                 yield shape, layout, dtype, 0.0, True
 
 
-def print_full() -> None:
+def print_full(device: str) -> None:
     header = ("input", "dtype", "mean", "library", "mean/std", "var", "output", "floor", "grad")
     widths = (33, 9, 8, 7, 8, 8, 8, 8, 8)
     print("error of: running_mean in standard deviations, running_var relative, output absolute")
     print("(floor: the truth rounded to the output's dtype), grad_input relative to its largest;")
-    print(f"the worse of {THREADS} threads; {_machine()}\n")
+    print(f"{_machine(device)}\n")
 
     def row(cells: Sequence[str]) -> None:
         print(" ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)))
@@ -154,7 +172,7 @@ def print_full() -> None:
     for shape, layout, dtype, mean, outlier in full_cases():
         sample = make_sample(shape, mean, layout, dtype, outlier=outlier)
         for library, layer in layers_for(len(shape)).items():
-            errors = _worst([measure(layer, sample, n, backward=True) for n in THREADS])
+            errors = measure_all_threads(layer, sample, device, backward=True)
             row(
                 (
                     f"{tuple(shape)} {layout}",
@@ -175,11 +193,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--readme", type=Path, help="markdown file whose table is replaced")
     parser.add_argument("--full", action="store_true", help="every shape, layout and dtype")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args(arguments)
     if options.full:
-        print_full()
+        print_full(options.device)
         return
-    table = markdown(readme_results())
+    table = markdown(readme_results(options.device), options.device)
     print(table)
     if options.readme is not None:
         write_between_markers(options.readme, table)

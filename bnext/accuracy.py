@@ -117,8 +117,8 @@ def make_sample(
     return Sample(input, true_mean, m2 / (count - 1), normalized, invstd, eps)
 
 
-def _grad_input_error(layer: nn.Module, sample: Sample) -> float:
-    input = sample.input.detach().requires_grad_()
+def _grad_input_error(layer: nn.Module, sample: Sample, device: str) -> float:
+    input = sample.input.detach().to(device).requires_grad_()
     generator = torch.Generator().manual_seed(1)
     grad_output = torch.randn(sample.normalized.shape, generator=generator).to(input.dtype)
     layer(input).backward(torch.empty_like(input).copy_(grad_output))
@@ -127,20 +127,26 @@ def _grad_input_error(layer: nn.Module, sample: Sample) -> float:
     grad, hat = grad_output.double(), sample.normalized
     truth = grad - grad.mean(dims, keepdim=True) - hat * (grad * hat).mean(dims, keepdim=True)
     truth *= _per_channel(sample.invstd, truth)
-    return ((input.grad.double() - truth).abs().max() / truth.abs().max()).item()
+    return ((input.grad.cpu().double() - truth).abs().max() / truth.abs().max()).item()
 
 
 def measure(
-    layer: LayerFactory, sample: Sample, threads: int | None = None, *, backward: bool = False
+    layer: LayerFactory,
+    sample: Sample,
+    threads: int | None = None,
+    *,
+    backward: bool = False,
+    device: str = "cpu",
 ) -> LayerErrors:
-    """Errors of one training step of ``layer`` on ``sample``."""
-    module: Any = layer(sample.input.size(1)).train()
+    """Errors of one training step of ``layer`` on ``sample``, made on ``device``."""
+    module: Any = layer(sample.input.size(1)).to(device).train()
     module.eps, module.momentum = sample.eps, 1.0  # momentum 1: running statistics = this batch's
     with num_threads(threads):
         with torch.no_grad():
-            output = module(sample.input)
-        running_mean, running_var = module.running_mean.double(), module.running_var.double()
-        grad_input = _grad_input_error(module, sample) if backward else math.nan
+            output = module(sample.input.to(device)).cpu()
+        running_mean = module.running_mean.cpu().double()
+        running_var = module.running_var.cpu().double()
+        grad_input = _grad_input_error(module, sample, device) if backward else math.nan
     ratio = running_var / sample.var
     furthest = ratio.clamp_min(torch.finfo(torch.float64).tiny).log().abs().argmax()
     rounding = sample.normalized.to(output.dtype).double() - sample.normalized

@@ -13,6 +13,7 @@ from itertools import product
 import torch
 import torch.nn.functional as F
 from cases import ACTIVATIONS
+from op_samples import ops
 from oracle import activate
 from torch import Tensor
 
@@ -52,7 +53,7 @@ def torch_batch_norm(
 
 @dataclass(frozen=True)
 class Case:
-    """One way to call bnext.batch_norm, with its inputs."""
+    """One way to call bnext.batch_norm, with its inputs on op_samples.ops.device."""
 
     layout: str = "planes"
     activation: str | None = None
@@ -79,14 +80,16 @@ class Case:
 
     def buffers(self, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
         channels = self.shape[1]
-        mean = torch.linspace(-0.5, 0.7, channels, dtype=dtype)
-        return mean, torch.linspace(0.6, 1.7, channels, dtype=dtype)
+        like = {"dtype": dtype, "device": ops.device}
+        return torch.linspace(-0.5, 0.7, channels, **like), torch.linspace(
+            0.6, 1.7, channels, **like
+        )
 
     def _draw(self, seed: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(seed)
 
         def randn(*size: int) -> Tensor:
-            return torch.randn(*size, generator=generator, dtype=torch.float64)
+            return torch.randn(*size, generator=generator, dtype=torch.float64).to(ops.device)
 
         channels = self.shape[1]
         tensors = {"input": randn(*self.shape) * 1.5 + 0.3}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from assertions import assert_same
 from cases import Case, Mode
-from torch import nn
+from op_samples import ops
+from torch import Tensor, nn
 
 import bnext
 
@@ -43,12 +44,16 @@ def make_layer(
 
 def trained(cls: type, **options: object) -> nn.Module:
     """A layer of 6 channels after a step, so that nothing in its state has its first value."""
-    layer = cls(6, **options)
+    layer = cls(6, **{"device": ops.device, **options})
     torch.manual_seed(0)
     for p in layer.parameters():
         nn.init.normal_(p)
-    layer(torch.randn(SHAPES[cls]))
+    layer(sample(cls))
     return layer
+
+
+def sample(cls: type) -> Tensor:
+    return torch.randn(SHAPES[cls], device=ops.device)
 
 
 def assert_same_state(a: nn.Module, b: nn.Module) -> None:

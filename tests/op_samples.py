@@ -46,14 +46,15 @@ def using(device: str, namespace: Any = torch.ops.bnext) -> Iterator[None]:
         ops.namespace, ops.device = before
 
 
-def assert_same_parts(actual: Tensor, expected: Tensor) -> None:
+def assert_same_parts(actual: Tensor, expected: Tensor, input_dtype: torch.dtype) -> None:
     """On the CPU the fused op does the same sums in the same order. The CUDA kernels cut a tensor
     into other pieces where they keep it on chip: what is summed in float differs by some roundings.
     """
     if ops.on_cpu_kernels:
         torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
         return
-    eps = max(torch.finfo(actual.dtype).eps, 1e-7)  # 1e-7: sums are float for all but float64
+    acc_t = torch.float64 if input_dtype == torch.float64 else torch.float32  # of the sums
+    eps = max(torch.finfo(actual.dtype).eps, torch.finfo(acc_t).eps)
     torch.testing.assert_close(actual, expected, rtol=8 * eps, atol=8 * eps)
 
 

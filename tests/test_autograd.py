@@ -8,11 +8,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 from autograd_cases import EPS, GHOST, Case, all_cases, torch_batch_norm
+from op_samples import ops
 from torch import Tensor, nn
 from torch.autograd import gradgradcheck
 from torch.utils.checkpoint import checkpoint
 
 import bnext
+
+pytestmark = pytest.mark.usefixtures("device")
 
 # float64 against float64 of another order of operations: some hundred roundings of 1e-16.
 CLOSE = {"rtol": 1e-11, "atol": 1e-11}
@@ -22,7 +25,11 @@ CASES = all_cases(("rows", "channels_last"), affines=("both",))
 
 def weights_like(tensor: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.dtype)
+    return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
+
+
+def randn(*shape: int, **options: object) -> Tensor:
+    return torch.randn(shape, **options, device=ops.device)
 
 
 def scalar(tensors: list[Tensor], seed: int) -> Tensor:
@@ -103,13 +110,19 @@ def test_gradient_penalty(activation: str | None) -> None:
     in float32, against the same network in float64 out of torch's own layers."""
     torch.manual_seed(0)
     ours = nn.Sequential(
-        nn.Linear(6, 8), bnext.BatchNormAct1d(8, activation=activation), nn.Linear(8, 1)
+        nn.Linear(6, 8, device=ops.device),
+        bnext.BatchNormAct1d(8, activation=activation, device=ops.device),
+        nn.Linear(8, 1, device=ops.device),
     )
-    theirs = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 1)).double()
+    theirs = nn.Sequential(
+        nn.Linear(6, 8, device=ops.device),
+        nn.BatchNorm1d(8, device=ops.device),
+        nn.Linear(8, 1, device=ops.device),
+    ).double()
     theirs.load_state_dict(ours.state_dict())
     act = {None: nn.Identity(), "relu": nn.ReLU(), "silu": nn.SiLU()}[activation]
     theirs.insert(2, act)
-    x = torch.randn(16, 6)
+    x = randn(16, 6)
 
     def penalised(model: nn.Module, x: Tensor) -> list[Tensor]:
         x = x.clone().requires_grad_()
@@ -147,13 +160,13 @@ def test_no_grad_and_inference_mode() -> None:
             output = case.call(bnext.batch_norm, tensors)
         assert not output.requires_grad and output.grad_fn is None
         assert torch.equal(output, expected)
-    layer = bnext.BatchNormAct2d(2)
+    layer = bnext.BatchNormAct2d(2, device=ops.device)
     with torch.inference_mode():
-        layer(torch.randn(4, 2, 3, 3))
-        assert layer(torch.randn(4, 2, 3, 3)).is_inference()
+        layer(randn(4, 2, 3, 3))
+        assert layer(randn(4, 2, 3, 3)).is_inference()
     assert layer.num_batches_tracked == 2
     # The buffers changed in inference mode are normal tensors and serve a training step after it.
-    layer(torch.randn(4, 2, 3, 3)).sum().backward()
+    layer(randn(4, 2, 3, 3)).sum().backward()
     assert layer.weight.grad is not None
 
 
@@ -204,14 +217,16 @@ def test_running_statistics_may_change_before_an_eval_backward() -> None:
     """The statistics an eval forward used are the ones its backward uses: a training step in
     between (discriminator in eval, then in train) must not leak into the gradient."""
     torch.manual_seed(0)
-    layer = bnext.BatchNormAct1d(4, activation="silu", dtype=torch.float64).eval()
+    layer = bnext.BatchNormAct1d(
+        4, activation="silu", dtype=torch.float64, device=ops.device
+    ).eval()
     with torch.no_grad():
         layer.running_mean.normal_()
         layer.running_var.uniform_(0.5, 2.0)
-    x = torch.randn(8, 4, dtype=torch.float64, requires_grad=True)
+    x = randn(8, 4, dtype=torch.float64, requires_grad=True)
     (expected,) = torch.autograd.grad(layer(x).square().sum(), x)
     loss = layer(x).square().sum()
-    layer.train()(torch.randn(8, 4, dtype=torch.float64) * 5 + 3)
+    layer.train()(randn(8, 4, dtype=torch.float64) * 5 + 3)
     (actual,) = torch.autograd.grad(loss, x)
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
@@ -220,9 +235,9 @@ def test_two_forwards_before_a_backward() -> None:
     """A layer called twice (siamese network, GAN, DDP with two losses) gives each call its own
     statistics, and running statistics of the second do not disturb the first's gradients."""
     torch.manual_seed(0)
-    first, second = (torch.randn(6, 3, 4, dtype=torch.float64, requires_grad=True) for _ in "12")
-    ours = bnext.BatchNorm1d(3, dtype=torch.float64)
-    theirs = nn.BatchNorm1d(3, dtype=torch.float64)
+    first, second = (randn(6, 3, 4, dtype=torch.float64, requires_grad=True) for _ in "12")
+    ours = bnext.BatchNorm1d(3, dtype=torch.float64, device=ops.device)
+    theirs = nn.BatchNorm1d(3, dtype=torch.float64, device=ops.device)
     results = []
     for layer in (ours, theirs):
         first.grad = second.grad = None
@@ -292,8 +307,8 @@ def test_saved_tensors_hooks_and_checkpoint() -> None:
 
 
 def test_hooks() -> None:
-    layer = bnext.BatchNormAct1d(3, dtype=torch.float64)
-    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    layer = bnext.BatchNormAct1d(3, dtype=torch.float64, device=ops.device)
+    x = randn(4, 3, dtype=torch.float64, requires_grad=True)
     seen: list[str] = []
     x.register_hook(lambda g: seen.append("tensor"))
     layer.weight.register_hook(lambda g: g * 0)
@@ -314,7 +329,7 @@ def test_anomaly_mode() -> None:
         with torch.autograd.detect_anomaly():
             case = Case("rows", "silu")
             case.call(bnext.batch_norm, case.tensors()).sum().backward()
-            huge = torch.full((4, 2), torch.inf, dtype=torch.float64, requires_grad=True)
+            huge = torch.full_like(randn(4, 2, dtype=torch.float64), torch.inf, requires_grad=True)
             output = bnext.batch_norm(huge, None, None, training=True)
             with pytest.raises(RuntimeError, match="returned nan values"):
                 output.sum().backward()
@@ -323,7 +338,7 @@ def test_anomaly_mode() -> None:
 def test_gradient_of_a_view_and_of_a_shared_input() -> None:
     """The input is also the residual: its gradient is the sum of both."""
     case = Case("planes", "silu")
-    base = torch.randn(10, 2, 1, 2, dtype=torch.float64, requires_grad=True)
+    base = randn(10, 2, 1, 2, dtype=torch.float64, requires_grad=True)
     grads = []
     for function in (bnext.batch_norm, torch_batch_norm):
         x = base[::2]
@@ -334,9 +349,9 @@ def test_gradient_of_a_view_and_of_a_shared_input() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_gradients_have_the_types_of_their_tensors(dtype: torch.dtype) -> None:
-    x = torch.randn(6, 4, 3).to(dtype).requires_grad_()
-    r = torch.randn(6, 4, 3).to(dtype).requires_grad_()
-    layer = bnext.BatchNormAct1d(4)
+    x = randn(6, 4, 3).to(dtype).requires_grad_()
+    r = randn(6, 4, 3).to(dtype).requires_grad_()
+    layer = bnext.BatchNormAct1d(4, device=ops.device)
     output = layer(x, r)
     assert output.dtype == dtype
     output.float().square().sum().backward()
@@ -354,14 +369,17 @@ def test_autocast(training: bool) -> None:
     """As nn.BatchNorm2d: a bfloat16 input (a convolution's output) stays bfloat16, beside float32
     parameters; the gradients too."""
     torch.manual_seed(0)
-    norms = {"ours": bnext.BatchNorm2d(5), "theirs": nn.BatchNorm2d(5)}
-    convolution = nn.Conv2d(3, 5, 3)
-    x = torch.randn(4, 3, 6, 6)
+    norms = {
+        "ours": bnext.BatchNorm2d(5, device=ops.device),
+        "theirs": nn.BatchNorm2d(5, device=ops.device),
+    }
+    convolution = nn.Conv2d(3, 5, 3, device=ops.device)
+    x = randn(4, 3, 6, 6)
     grads = {}
     for name, norm in norms.items():
         convolution.zero_grad()
         norm.train(training)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(x.device.type, dtype=torch.bfloat16):
             hidden = convolution(x)
             output = norm(hidden)
             assert hidden.dtype == output.dtype == torch.bfloat16
@@ -386,7 +404,7 @@ def test_backward_from_another_thread(two_threads: None) -> None:
     """Data-parallel engines run backward off the thread that ran forward."""
     from concurrent.futures import ThreadPoolExecutor
 
-    x = torch.randn(64, 32, 8, requires_grad=True)
+    x = randn(64, 32, 8, requires_grad=True)
 
     def step(_: int) -> Tensor:
         output = bnext.batch_norm(x, None, None, training=True, eps=EPS, activation="relu")

@@ -15,10 +15,10 @@ from tools.gpu_report import ROOT, Step, report, steps
 
 def test_steps_with_and_without_a_sanitizer(tmp_path: Path) -> None:
     names = [step.name for step in steps("python", tmp_path, None)]
-    assert names == ["suite", "benchmarks"]
+    assert names == ["suite", "accuracy", "benchmarks"]
     found = steps("python", tmp_path, "compute-sanitizer")
     tools = ("memcheck", "racecheck", "synccheck", "initcheck")
-    assert [s.name for s in found[1:-1]] == [f"sanitizer-{tool}" for tool in tools]
+    assert [s.name for s in found[1:-2]] == [f"sanitizer-{tool}" for tool in tools]
     for step in found[:-1]:
         assert list(step.command).count("--device") == 1 and "cuda" in step.command
 

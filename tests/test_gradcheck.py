@@ -8,10 +8,13 @@ import pytest
 import torch
 from autograd_cases import GHOST, Case, all_cases
 from cases import LAYOUTS, lay_out, layouts_of
+from op_samples import ops
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import bnext
+
+pytestmark = pytest.mark.usefixtures("device")
 
 # A central difference of step 1e-6 in float64 is good to about 1e-9 here. gradcheck's own defaults
 # (1e-3 relative) would let a systematic error of a thousandth pass.
@@ -108,7 +111,7 @@ def test_ghost_sizes(batch: int, ghost: int) -> None:
     generator = torch.Generator().manual_seed(0)
     values = [torch.randn(batch, 2, generator=generator, dtype=torch.float64)]
     values += [torch.randn(2, generator=generator, dtype=torch.float64) for _ in range(2)]
-    values = [v.requires_grad_() for v in values]
+    values = [v.to(ops.device).requires_grad_() for v in values]
 
     def function(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return bnext.batch_norm(
@@ -123,7 +126,8 @@ def test_ghost_sizes(batch: int, ghost: int) -> None:
 def test_other_ranks_and_sizes(shape: tuple[int, ...]) -> None:
     """Three and five dimensions, one channel, one sample, more channels than a vector holds."""
     generator = torch.Generator().manual_seed(1)
-    input = torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+    input = torch.randn(shape, generator=generator, dtype=torch.float64).to(ops.device)
+    input.requires_grad_()
 
     def function(input: Tensor) -> Tensor:
         return bnext.batch_norm(
@@ -145,7 +149,7 @@ def test_grad_output_of_any_strides(case: Case, layout: str) -> None:
     tensors = case.tensors()
     output = case.call(bnext.batch_norm, tensors)
     generator = torch.Generator().manual_seed(2)
-    grad = torch.randn(output.shape, generator=generator, dtype=output.dtype)
+    grad = torch.randn(output.shape, generator=generator, dtype=output.dtype).to(ops.device)
     if layout not in layouts_of(tuple(grad.shape)):
         pytest.skip(f"{layout} needs more dimensions")
     same_layout = torch.empty_like(output).copy_(grad)

@@ -7,9 +7,16 @@ import torch
 from assertions import assert_same
 from cases import ACTIVATIONS, LAYOUTS, Case, lay_out
 from layers import ACT, ALL, SHAPES, make_layer
+from op_samples import ops
 from torch import Tensor, nn
 
 import bnext
+
+pytestmark = pytest.mark.usefixtures("device")
+
+
+def randn(*shape: int) -> Tensor:
+    return torch.randn(shape, device=ops.device)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
@@ -21,8 +28,8 @@ def test_input_and_residual_are_neither_changed_nor_aliased(
     if layout == "channels_last" and cls is bnext.BatchNormAct1d:
         layout = "transposed"
     for activation in ACTIVATIONS:
-        layer = cls(6, activation=activation).train(training)
-        x, residual = (lay_out(torch.randn(SHAPES[cls]), layout) for _ in range(2))
+        layer = cls(6, activation=activation, device=ops.device).train(training)
+        x, residual = (lay_out(randn(*SHAPES[cls]), layout) for _ in range(2))
         copies = x.clone(), residual.clone()
         y = layer(x, residual)
         assert y.untyped_storage().data_ptr() not in (
@@ -36,8 +43,8 @@ def test_input_and_residual_are_neither_changed_nor_aliased(
 
 @pytest.mark.parametrize("cls", ALL)
 def test_an_empty_output_does_not_alias_its_input(cls: type) -> None:
-    x = torch.empty(0, *SHAPES[cls][1:])
-    assert cls(6).eval()(x) is not x
+    x = randn(0, *SHAPES[cls][1:])
+    assert cls(6, device=ops.device).eval()(x) is not x
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
@@ -53,20 +60,20 @@ def test_an_empty_output_does_not_alias_its_input(cls: type) -> None:
 def test_output_and_grad_keep_the_memory_format(
     shape: tuple[int, ...], format: torch.memory_format, training: bool
 ) -> None:
-    x = torch.randn(shape).contiguous(memory_format=format).requires_grad_()
-    layer = ACT[len(shape) - 3](6).train(training)
-    y = layer(x, torch.randn(shape))  # a residual of another format does not decide
+    x = randn(*shape).contiguous(memory_format=format).requires_grad_()
+    layer = ACT[len(shape) - 3](6, device=ops.device).train(training)
+    y = layer(x, randn(*shape))  # a residual of another format does not decide
     assert y.is_contiguous(memory_format=format)
-    y.backward(torch.randn(shape))
+    y.backward(randn(*shape))
     assert x.grad.is_contiguous(memory_format=format)
 
 
 def test_sequences_with_channels_innermost_stay_so() -> None:
     """A transposed (N, L, C) has no memory format of torch's, but is as common."""
-    x = lay_out(torch.randn(4, 6, 5), "channels_last").requires_grad_()
-    y = bnext.BatchNormAct1d(6)(x)
+    x = lay_out(randn(4, 6, 5), "channels_last").requires_grad_()
+    y = bnext.BatchNormAct1d(6, device=ops.device)(x)
     assert y.stride() == x.stride() == (30, 1, 6)
-    y.backward(torch.randn(4, 6, 5))
+    y.backward(randn(4, 6, 5))
     assert x.grad.stride() == x.stride()
 
 
@@ -92,19 +99,26 @@ def test_only_vectors_of_channels_are_saved_for_backward(
     (ghosts, channels) in float32, against 16 KiB of activations per channel here."""
     case = Case((16, 6, 16, 16))
     ghosts = 4
-    layer = make_layer(case, training=training, act=True, activation=activation, ghost_batch_size=4)
-    inputs = [case.input().requires_grad_()]
+    layer = make_layer(
+        case,
+        training=training,
+        act=True,
+        activation=activation,
+        ghost_batch_size=4,
+        device=ops.device,
+    )
+    inputs = [case.input(ops.device).requires_grad_()]
     if residual:
-        inputs.append(case.residual().requires_grad_())
+        inputs.append(case.residual(ops.device).requires_grad_())
     _, extra = saved_bytes(layer, *inputs)
     assert extra <= 4 * (ghosts if training else 1) * 6 * 4
 
 
 def test_output_is_not_kept_alive_without_a_residual() -> None:
     """relu without a residual is recomputed from the input, so an in-place successor is free."""
-    layer = make_layer(Case((16, 6, 16, 16)), act=True, activation="relu")
+    layer = make_layer(Case((16, 6, 16, 16)), act=True, activation="relu", device=ops.device)
     saved: list[Tensor] = []
-    x = Case((16, 6, 16, 16)).input().requires_grad_()
+    x = Case((16, 6, 16, 16)).input(ops.device).requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         y = layer(x)
     pointers = [t.untyped_storage().data_ptr() for t in saved]
@@ -115,8 +129,8 @@ def test_output_is_not_kept_alive_without_a_residual() -> None:
 @pytest.mark.parametrize("activation", ["relu", "silu"])
 def test_changing_what_was_saved_is_noticed(activation: str) -> None:
     """In place, between forward and backward: an error, not a wrong gradient."""
-    layer = make_layer(Case((4, 6, 5, 5)), act=True, activation=activation)
-    x, residual = (Case((4, 6, 5, 5), seed=s).input().requires_grad_() for s in (0, 1))
+    layer = make_layer(Case((4, 6, 5, 5)), act=True, activation=activation, device=ops.device)
+    x, residual = (Case((4, 6, 5, 5), seed=s).input(ops.device).requires_grad_() for s in (0, 1))
     for changed in ("input", "weight", "needed for the sign of z"):
         copy, added = x.clone(), residual.clone()
         y = layer(copy, added)
@@ -130,10 +144,10 @@ def test_changing_what_was_saved_is_noticed(activation: str) -> None:
 
 
 def test_output_may_be_changed_in_place_without_a_residual() -> None:
-    layer = make_layer(Case((4, 6, 5, 5)), act=True, activation="relu")
+    layer = make_layer(Case((4, 6, 5, 5)), act=True, activation="relu", device=ops.device)
     grads = []
     for scale in (lambda y: y * 2, lambda y: y.mul_(2)):
-        x = Case((4, 6, 5, 5)).input().requires_grad_()
+        x = Case((4, 6, 5, 5)).input(ops.device).requires_grad_()
         scale(layer(x)).square().sum().backward()
         grads.append(x.grad)
     assert_same(grads[1], grads[0])
@@ -142,35 +156,35 @@ def test_output_may_be_changed_in_place_without_a_residual() -> None:
 def test_backward_in_eval_uses_the_statistics_of_its_forward() -> None:
     """A training step in between changes the running statistics, not the gradient."""
     case = Case((4, 6, 5, 5))
-    layer = make_layer(case, training=False)
-    x = case.input().requires_grad_()
-    (want,) = torch.autograd.grad(layer(x), x, case.grad_output())
+    layer = make_layer(case, training=False, device=ops.device)
+    x = case.input(ops.device).requires_grad_()
+    (want,) = torch.autograd.grad(layer(x), x, case.grad_output(ops.device))
     y = layer(x)
-    layer.train()(case.input() + 5)
-    (have,) = torch.autograd.grad(y, x, case.grad_output())
+    layer.train()(case.input(ops.device) + 5)
+    (have,) = torch.autograd.grad(y, x, case.grad_output(ops.device))
     assert_same(have, want)
 
 
 def test_backward_twice() -> None:
     """retain_graph keeps what is needed; without it the second backward is an error."""
     case = Case((4, 6, 5, 5))
-    x = case.input().requires_grad_()
-    y = make_layer(case, act=True, activation="silu")(x)
-    first = torch.autograd.grad(y, x, case.grad_output(), retain_graph=True)[0]
-    assert_same(torch.autograd.grad(y, x, case.grad_output())[0], first)
+    x = case.input(ops.device).requires_grad_()
+    y = make_layer(case, act=True, activation="silu", device=ops.device)(x)
+    first = torch.autograd.grad(y, x, case.grad_output(ops.device), retain_graph=True)[0]
+    assert_same(torch.autograd.grad(y, x, case.grad_output(ops.device))[0], first)
     with pytest.raises(RuntimeError, match="second time"):
-        torch.autograd.grad(y, x, case.grad_output())
+        torch.autograd.grad(y, x, case.grad_output(ops.device))
 
 
 def test_updating_the_statistics_counts_as_a_change_in_place() -> None:
     """Who differentiates through a buffer is told that it was overwritten."""
-    layer = bnext.BatchNorm1d(6)
-    factor = torch.ones(6, requires_grad=True)
+    layer = bnext.BatchNorm1d(6, device=ops.device)
+    factor = torch.ones(6, device=ops.device, requires_grad=True)
     losses = [factor * layer.running_mean, factor * layer.running_var]
-    layer(torch.randn(4, 6))
+    layer(randn(4, 6))
     for loss in losses:
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.sum().backward()
     version = layer.running_mean._version
-    layer.eval()(torch.randn(4, 6))
+    layer.eval()(randn(4, 6))
     assert layer.running_mean._version == version

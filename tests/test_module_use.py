@@ -9,13 +9,15 @@ import pickle
 import pytest
 import torch
 from assertions import assert_same
-from layers import ACT, ALL, PLAIN, SHAPES, TORCH, assert_same_state, trained
+from layers import ACT, ALL, PLAIN, SHAPES, TORCH, assert_same_state, sample, trained
+from op_samples import ops
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 PAIRS = tuple(zip(ALL, TORCH * 2, strict=True))  # ours, the one of torch.nn
 
 by_class = pytest.mark.parametrize("cls", ALL, ids=lambda c: c.__name__)
+on_each_device = pytest.mark.usefixtures("device")
 by_pair = pytest.mark.parametrize(("ours", "theirs"), PAIRS, ids=lambda c: c.__name__)
 
 
@@ -29,6 +31,7 @@ def saved_and_loaded(layer: nn.Module) -> nn.Module:
     return torch.load(file, weights_only=False)
 
 
+@on_each_device
 @by_class
 @pytest.mark.parametrize(
     "duplicate",
@@ -41,7 +44,7 @@ def test_copies(cls: type, duplicate) -> None:
     twin = duplicate(layer)
     assert type(twin) is cls and repr(twin) == repr(layer)
     assert_same_state(twin, layer)
-    x = torch.randn(SHAPES[cls])
+    x = sample(cls)
     before = layer.running_mean.clone()
     y = twin(x)
     assert_same(layer.running_mean, before, "the copy shares no buffer")
@@ -60,23 +63,25 @@ def test_torch_load_of_a_state_dict(cls: type) -> None:
     assert_same_state(twin, layer)
 
 
+@on_each_device
 @by_class
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 def test_moves_to_a_dtype(cls: type, dtype: torch.dtype) -> None:
     layer = trained(cls).to(dtype)
     assert layer.num_batches_tracked.dtype == torch.int64
-    y = layer(torch.randn(SHAPES[cls], dtype=dtype))
+    y = layer(sample(cls).to(dtype))
     assert y.dtype == dtype == layer.running_mean.dtype == layer.weight.dtype
     assert int(layer.num_batches_tracked) == 2
     y.sum().backward()
     assert layer.weight.grad.dtype == dtype
 
 
+@on_each_device
 @by_class
 @pytest.mark.parametrize("method", ["half", "bfloat16", "float", "double"])
 def test_dtype_methods(cls: type, method: str) -> None:
     layer = getattr(trained(cls), method)()
-    x = getattr(torch.randn(SHAPES[cls]), method)()
+    x = getattr(sample(cls), method)()
     assert layer(x).dtype == x.dtype
     if method in ("half", "bfloat16"):  # parameters in float32 beside an input of half size
         assert layer.float()(x).dtype == x.dtype
@@ -93,7 +98,7 @@ def test_dtype_methods(cls: type, method: str) -> None:
 )
 def test_moves_to_a_memory_format(cls: type, format: torch.memory_format) -> None:
     model = nn.Sequential(trained(cls)).to(memory_format=format)
-    x = torch.randn(SHAPES[cls]).to(memory_format=format)
+    x = sample(cls).to(memory_format=format)
     assert model(x).is_contiguous(memory_format=format)
 
 
@@ -106,13 +111,13 @@ def test_meta_device(cls: type) -> None:
     layer = layer.to_empty(device="cpu")
     layer.reset_parameters()
     assert_same_state(layer, cls(6))
-    x = torch.randn(SHAPES[cls])
+    x = sample(cls)
     assert_same(layer(x), cls(6)(x))
 
 
 @by_class
 def test_to_a_device(cls: type, device: str) -> None:
-    layer = trained(cls).to(device)
+    layer = trained(cls).cpu().to(device)
     y = layer(torch.randn(SHAPES[cls], device=device))
     assert y.device.type == device == layer.running_mean.device.type
 
@@ -125,13 +130,14 @@ class Double(nn.Module):
         return 2 * weight
 
 
+@on_each_device
 @by_class
 def test_parametrized_weight(cls: type) -> None:
     layer, plain = trained(cls), trained(cls)
     parametrize.register_parametrization(layer, "weight", Double())
     with torch.no_grad():
         plain.weight.mul_(2)
-    x = torch.randn(SHAPES[cls])
+    x = sample(cls)
     y = layer(x)
     assert_same(y, plain(x))
     y.sum().backward()
@@ -140,14 +146,15 @@ def test_parametrized_weight(cls: type) -> None:
     torch.testing.assert_close(original.grad, 2 * plain.weight.grad)
 
 
+@on_each_device
 @by_class
 def test_shared_layer_counts_every_call_and_adds_its_gradients(cls: type) -> None:
     layer = trained(cls)
     twin = copy.deepcopy(layer)
-    a, b = torch.randn(2, *SHAPES[cls])
+    a, b = torch.randn(2, *SHAPES[cls], device=ops.device)
     (layer(a).sum() + (2 * layer(b)).sum()).backward()
     assert int(layer.num_batches_tracked) == 3
-    grad = torch.zeros(6)
+    grad = torch.zeros(6, device=ops.device)
     for x, factor in ((a, 1), (b, 2)):
         twin.zero_grad()
         (factor * twin(x)).sum().backward()
@@ -156,23 +163,26 @@ def test_shared_layer_counts_every_call_and_adds_its_gradients(cls: type) -> Non
     assert_same_state(layer, twin)
 
 
+@on_each_device
 @by_pair
 def test_replacing_the_class_keeps_the_function(ours: type, theirs: type) -> None:
     """A plain layer computes what its base class computes, in train and in eval."""
-    layer = ours(6, activation=None) if ours in ACT else ours(6)
-    other = theirs(6)
+    layer = (ours(6, activation=None) if ours in ACT else ours(6)).to(ops.device)
+    other = theirs(6, device=ops.device)
     for step in range(3):
         x = torch.randn(SHAPES[ours], generator=torch.Generator().manual_seed(step))
+        x = x.to(ops.device)
         torch.testing.assert_close(layer(x), other(x), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(layer.running_var, other.running_var)
     torch.testing.assert_close(layer.eval()(x), other.eval()(x), rtol=1e-5, atol=1e-6)
 
 
+@on_each_device
 @by_class
 def test_momentum_and_eps_may_change_after_construction(cls: type) -> None:
     """Schedules set layer.momentum; the layer must read it at every call."""
-    layer = cls(6)
-    x = torch.randn(SHAPES[cls]) + 3
+    layer = cls(6, device=ops.device)
+    x = sample(cls) + 3
     layer.momentum = 1.0
     layer(x)
     dims = [d for d in range(x.dim()) if d != 1]
@@ -183,10 +193,11 @@ def test_momentum_and_eps_may_change_after_construction(cls: type) -> None:
     assert (layer(x).abs() < first.abs()).any()
 
 
+@on_each_device
 @by_class
 def test_frozen_statistics_by_eval_in_a_training_model(cls: type) -> None:
     layer = trained(cls).eval()
     before = copy.deepcopy(layer)
-    layer(torch.randn(SHAPES[cls])).sum().backward()
+    layer(sample(cls)).sum().backward()
     assert_same_state(layer, before)
     assert layer.weight.grad is not None

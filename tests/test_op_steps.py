@@ -25,11 +25,11 @@ def test_reduce_fold_apply_is_the_fused_forward(sample: Sample, device: str) -> 
     fold_args = sample.fold_args()
     parts = ops.batch_norm_fold(*fold_args)
     for a, e in zip(parts, saved, strict=True):
-        assert_same_parts(a, e)
+        assert_same_parts(a, e, sample.dtype)
     applied = ops.batch_norm_apply(
         sample.input, sample.weight, sample.bias, sample.residual_tensor, *parts, sample.activation
     )
-    assert_same_parts(applied, output)
+    assert_same_parts(applied, output, sample.dtype)
     for a, e in zip(fold_args[3:6], fused_buffers, strict=True):
         assert (a is None) == (e is None)
         if a is not None:
@@ -44,7 +44,7 @@ def test_grad_reduce_grad_apply_is_the_fused_backward(sample: Sample, device: st
         *sample.backward_args()
     )
     parts = ops.batch_norm_grad_apply(*sample.grad_apply_args())
-    assert_same_parts(parts[0], grad_input)
+    assert_same_parts(parts[0], grad_input, sample.dtype)
     assert_exact(parts[1], grad_residual)
     sum_dy, sum_dy_xmu = ops.batch_norm_grad_reduce(*sample.grad_reduce_args())
     invstd = sample.forward()[1].invstd.double()

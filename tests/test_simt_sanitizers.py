@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(
 # Lone blocks and teams, the last block of a ghost and of a tile; every CUDA thread is one of
 # ThreadSanitizer's, which is slow.
 THREAD_CASES = {
-    "forward": "chip_rows team_rows rows_splits rows_ghosts eval",
+    "forward": "chip_rows team_rows rows_splits rows_ghosts frozen",
     "backward": "chip_rows team_rows rows_splits rows_ghosts frozen",
     "fold": "fold_cumulative",
 }

@@ -40,6 +40,7 @@ def steps(python: str, output: Path, sanitizer: str | None) -> list[Step]:
         assert sanitizer
         command = [sanitizer, "--tool", tool, "--error-exitcode", "99", *pytest, *SANITIZED]
         found.append(Step(f"sanitizer-{tool}", command))
+    found.append(Step("accuracy", [python, "-m", "benchmarks.accuracy", "--device", "cuda"]))
     found.append(Step("benchmarks", [python, "-m", "benchmarks.gpu", "--output", str(output)]))
     return found
 

@@ -24,6 +24,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from tools import control_flow
+
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / "build" / "sass"
 FOLDER_IN_TRITON = Path("backends", "nvidia", "bin")
@@ -122,40 +124,6 @@ def bytes_of(accesses: dict[int, int]) -> int:
     return sum(bits // 8 * count for bits, count in accesses.items())
 
 
-# Of a multiprocessor: CUDA C++ Programming Guide 13.0, "Technical Specifications per Compute
-# Capability": warps, blocks, bytes of shared memory, of which each block takes some for CUDA.
-LIMITS = {
-    "7.5": (32, 16, 64 * 1024, 0),
-    "8.0": (64, 32, 164 * 1024, 1024),
-    "8.6": (48, 16, 100 * 1024, 1024),
-    "8.9": (48, 24, 100 * 1024, 1024),
-    "9.0": (64, 32, 228 * 1024, 1024),
-    "10.0": (64, 32, 228 * 1024, 1024),
-    "12.0": (48, 24, 100 * 1024, 1024),
-}
-
-
-def resident_blocks(kernel: Kernel, threads: int, dynamic_shared: int = 0) -> int:
-    """Blocks of a kernel that a multiprocessor holds at once."""
-    max_warps, max_blocks, max_shared, reserved = LIMITS[kernel.arch]
-    warps = -(-threads // 32)
-    # Registers are given to warps in units of 256, from four files of 16384.
-    per_warp = -(-max(kernel.registers, 1) * 32 // 256) * 256
-    shared = kernel.shared + dynamic_shared + reserved
-    return min(
-        max_blocks,
-        max_warps // warps,
-        16384 // per_warp * 4 // warps,
-        max_shared // shared if shared else max_blocks,
-    )
-
-
-def occupancy(kernel: Kernel, threads: int, dynamic_shared: int = 0) -> float:
-    """The share of a multiprocessor's warps that are resident."""
-    warps = resident_blocks(kernel, threads, dynamic_shared) * -(-threads // 32)
-    return warps / LIMITS[kernel.arch][0]
-
-
 # --- From the text of nvdisasm to kernels
 
 SECTION = re.compile(r"\t\.section\t\.text\.([\w$]+),")
@@ -230,80 +198,13 @@ def blocks_of(lines: Iterable[str]) -> tuple[list[Block], dict[str, int]]:
     return blocks, labels
 
 
-def dominators(successors: Sequence[Sequence[int]]) -> dict[int, int]:
-    """The immediate dominator of every block that block 0 reaches (Cooper, Harvey and Kennedy,
-    A Simple, Fast Dominance Algorithm, 2001)."""
-    order: list[int] = []
-    seen = {0}
-    stack = [(0, iter(successors[0]))]
-    while stack:
-        node, rest = stack[-1]
-        for target in rest:
-            if target not in seen:
-                seen.add(target)
-                stack.append((target, iter(successors[target])))
-                break
-        else:
-            order.append(node)
-            stack.pop()
-    rank = {node: at for at, node in enumerate(order)}
-    before: dict[int, list[int]] = {node: [] for node in order}
-    for node in order:
-        for target in successors[node]:
-            before[target].append(node)
-    above = {0: 0}
-    changed = True
-    while changed:
-        changed = False
-        for node in reversed(order[:-1]):
-            known = [b for b in before[node] if b in above]
-            best = known[0]
-            for other in known[1:]:
-                while best != other:
-                    if rank[best] < rank[other]:
-                        best = above[best]
-                    else:
-                        other = above[other]
-            if above.get(node) != best:
-                above[node] = best
-                changed = True
-    return above
-
-
-def natural_loops(successors: Sequence[Sequence[int]]) -> dict[int, set[int]]:
-    """First block -> blocks of each loop: what reaches a branch back to it without passing it."""
-    above = dominators(successors)
-    before: dict[int, list[int]] = {node: [] for node in above}
-    for node in above:
-        for target in successors[node]:
-            before[target].append(node)
-
-    def dominates(first: int, node: int) -> bool:
-        while node != first and node != 0:
-            node = above[node]
-        return node == first
-
-    loops: dict[int, set[int]] = {}
-    for node in above:
-        for first in successors[node]:
-            if dominates(first, node):
-                body = loops.setdefault(first, {first})
-                todo = [node]
-                while todo:
-                    inside = todo.pop()
-                    if inside not in body:
-                        body.add(inside)
-                        todo += before[inside]
-    return loops
-
-
 def loops_of(blocks: list[Block], labels: dict[str, int]) -> list[Loop]:
     successors = []
     for at, block in enumerate(blocks):
         after = [labels[target] for target in block.targets if target in labels]
         after += [at + 1] if block.falls_through else []
         successors.append([target for target in after if target < len(blocks)])
-    loops = natural_loops(successors) if blocks else {}
+    loops = control_flow.natural_loops(successors) if blocks else {}
     found = []
     for first, body in sorted(loops.items()):
         opcodes = [op for at in sorted(body) for op in blocks[at].opcodes if op != "NOP"]
@@ -409,7 +310,8 @@ def from_json(text: str) -> list[Kernel]:
 
 
 def read_cached(cubin: Path) -> list[Kernel]:
-    content = hashlib.sha256(cubin.read_bytes() + Path(__file__).read_bytes())
+    readers = (Path(__file__), Path(control_flow.__file__))
+    content = hashlib.sha256(b"".join(path.read_bytes() for path in (cubin, *readers)))
     cached = CACHE / f"{content.hexdigest()[:24]}.json"
     if not cached.exists():
         CACHE.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from bnext import _build_info
-from tools import sass
+from tools import occupancy, sass
 from tools.sass import Kernel, Loop
 
 TABLE = sass.ROOT / "docs" / "sass.md"
@@ -104,7 +104,7 @@ def columns(kernels: list[Kernel]) -> str:
 
 
 def cell(kernel: Kernel) -> str:
-    blocks = sass.resident_blocks(kernel, launch_constant("kThreads"))
+    blocks = occupancy.resident_blocks(kernel, launch_constant("kThreads"))
     cost = instructions_per_element(kernel)
     return f"{kernel.registers} · {blocks}" + (f" · {cost:.1f}" if cost else "")
 

@@ -19,7 +19,6 @@ struct Layout {
   std::int64_t spatial;
 
   BNEXT_HD std::int64_t numel() const { return n_batch * n_channel * spatial; }
-  BNEXT_HD std::int64_t sample_size() const { return n_channel * spatial; }
 };
 
 struct Range {

@@ -96,4 +96,24 @@ template <typename scalar_t, int kVec, typename index_t>
 constexpr bool kHasFastPaths =
     kVec > 1 && !std::is_same_v<scalar_t, double> && std::is_same_v<index_t, int>;
 
+// f<kFusion>(): the instance of a kernel for a fusion, which is kAny where it has none of its own.
+// `kOnChip`: no instance for a residual, whose third tensor fits on chip in few cases.
+template <typename scalar_t, int kVec, typename index_t, bool kOnChip, typename F>
+auto with_fusion(Fusion fusion, F&& f) {
+  if constexpr (kHasFastPaths<scalar_t, kVec, index_t>) {
+    if (fusion == Fusion::kNone) {
+      return f.template operator()<Fusion::kNone>();
+    }
+    if (fusion == Fusion::kRelu) {
+      return f.template operator()<Fusion::kRelu>();
+    }
+    if constexpr (!kOnChip) {
+      if (fusion == Fusion::kReluResidual) {
+        return f.template operator()<Fusion::kReluResidual>();
+      }
+    }
+  }
+  return f.template operator()<Fusion::kAny>();
+}
+
 }  // namespace bnext::cuda

@@ -24,22 +24,10 @@ template <typename scalar_t>
 cudaError_t BackwardLaunches<scalar_t>::reduce(
     const Launch& launch, const GradReduceArgs<scalar_t>& args, cudaStream_t stream) {
   return with_layout<scalar_t>(launch, [&]<bool kRows, int kVec, typename index_t>() {
-    auto kernel = &grad_reduce_kernel<scalar_t, kRows, kVec, index_t, Fusion::kAny>;
-    if constexpr (kHasFastPaths<scalar_t, kVec, index_t>) {
-      switch (fusion_of(args.elements)) {
-        case Fusion::kNone:
-          kernel = &grad_reduce_kernel<scalar_t, kRows, kVec, index_t, Fusion::kNone>;
-          break;
-        case Fusion::kRelu:
-          kernel = &grad_reduce_kernel<scalar_t, kRows, kVec, index_t, Fusion::kRelu>;
-          break;
-        case Fusion::kReluResidual:
-          kernel = &grad_reduce_kernel<scalar_t, kRows, kVec, index_t, Fusion::kReluResidual>;
-          break;
-        case Fusion::kAny:
-          break;
-      }
-    }
+    const auto kernel =
+        with_fusion<scalar_t, kVec, index_t, false>(fusion_of(args.elements), []<Fusion kFusion>() {
+      return &grad_reduce_kernel<scalar_t, kRows, kVec, index_t, kFusion>;
+    });
     return start(kernel, args, launch, stream);
   });
 }
@@ -48,42 +36,19 @@ template <typename scalar_t>
 cudaError_t BackwardLaunches<scalar_t>::apply(
     const Launch& launch, const GradApplyArgs<scalar_t>& args, cudaStream_t stream) {
   return with_layout<scalar_t>(launch, [&]<bool kRows, int kVec, typename index_t>() {
-    auto kernel = &grad_apply_kernel<scalar_t, kRows, kVec, index_t, Fusion::kAny>;
-    if constexpr (kHasFastPaths<scalar_t, kVec, index_t>) {
-      switch (fusion_of(args.elements)) {
-        case Fusion::kNone:
-          kernel = &grad_apply_kernel<scalar_t, kRows, kVec, index_t, Fusion::kNone>;
-          break;
-        case Fusion::kRelu:
-          kernel = &grad_apply_kernel<scalar_t, kRows, kVec, index_t, Fusion::kRelu>;
-          break;
-        case Fusion::kReluResidual:
-          kernel = &grad_apply_kernel<scalar_t, kRows, kVec, index_t, Fusion::kReluResidual>;
-          break;
-        case Fusion::kAny:
-          break;
-      }
-    }
+    const auto kernel =
+        with_fusion<scalar_t, kVec, index_t, false>(fusion_of(args.elements), []<Fusion kFusion>() {
+      return &grad_apply_kernel<scalar_t, kRows, kVec, index_t, kFusion>;
+    });
     return start(kernel, args, launch, stream);
   });
 }
 
 template <typename scalar_t, bool kRows, int kVec>
 auto backward_on_chip(const BackwardElements<scalar_t>& elements) {
-  auto kernel = &backward_on_chip_kernel<scalar_t, kRows, kVec, Fusion::kAny>;
-  if constexpr (kHasFastPaths<scalar_t, kVec, int>) {
-    switch (fusion_of(elements)) {
-      case Fusion::kNone:
-        kernel = &backward_on_chip_kernel<scalar_t, kRows, kVec, Fusion::kNone>;
-        break;
-      case Fusion::kRelu:
-        kernel = &backward_on_chip_kernel<scalar_t, kRows, kVec, Fusion::kRelu>;
-        break;
-      default:
-        break;
-    }
-  }
-  return kernel;
+  return with_fusion<scalar_t, kVec, int, true>(fusion_of(elements), []<Fusion kFusion>() {
+    return &backward_on_chip_kernel<scalar_t, kRows, kVec, kFusion>;
+  });
 }
 
 template <typename scalar_t>

@@ -28,42 +28,18 @@ template <typename scalar_t>
 cudaError_t ForwardLaunches<scalar_t>::apply(
     const Launch& launch, const ApplyArgs<scalar_t>& args, cudaStream_t stream) {
   return with_layout<scalar_t>(launch, [&]<bool kRows, int kVec, typename index_t>() {
-    auto kernel = &apply_kernel<scalar_t, kRows, kVec, index_t, Fusion::kAny>;
-    if constexpr (kHasFastPaths<scalar_t, kVec, index_t>) {
-      switch (fusion_of(args.elements)) {
-        case Fusion::kNone:
-          kernel = &apply_kernel<scalar_t, kRows, kVec, index_t, Fusion::kNone>;
-          break;
-        case Fusion::kRelu:
-          kernel = &apply_kernel<scalar_t, kRows, kVec, index_t, Fusion::kRelu>;
-          break;
-        case Fusion::kReluResidual:
-          kernel = &apply_kernel<scalar_t, kRows, kVec, index_t, Fusion::kReluResidual>;
-          break;
-        case Fusion::kAny:
-          break;
-      }
-    }
+    const auto kernel = with_fusion<scalar_t, kVec, index_t, false>(
+        fusion_of(args.elements),
+        []<Fusion kFusion>() { return &apply_kernel<scalar_t, kRows, kVec, index_t, kFusion>; });
     return start(kernel, args, launch, stream);
   });
 }
 
 template <typename scalar_t, bool kRows, int kVec>
 auto forward_on_chip(const ForwardElements<scalar_t>& elements) {
-  auto kernel = &forward_on_chip_kernel<scalar_t, kRows, kVec, Fusion::kAny>;
-  if constexpr (kHasFastPaths<scalar_t, kVec, int>) {
-    switch (fusion_of(elements)) {
-      case Fusion::kNone:
-        kernel = &forward_on_chip_kernel<scalar_t, kRows, kVec, Fusion::kNone>;
-        break;
-      case Fusion::kRelu:
-        kernel = &forward_on_chip_kernel<scalar_t, kRows, kVec, Fusion::kRelu>;
-        break;
-      default:
-        break;
-    }
-  }
-  return kernel;
+  return with_fusion<scalar_t, kVec, int, true>(fusion_of(elements), []<Fusion kFusion>() {
+    return &forward_on_chip_kernel<scalar_t, kRows, kVec, kFusion>;
+  });
 }
 
 template <typename scalar_t>

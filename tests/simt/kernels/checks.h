@@ -331,6 +331,10 @@ inline int run_cases(const std::vector<Case>& cases, int count, char** arguments
       return 1;
     }
   }
+  if (!names.empty() && runs != static_cast<int>(names.size())) {
+    std::printf("%d of %zu named cases: plan: no such case\n", runs, names.size());
+    return 1;
+  }
   std::printf("%d cases pass\n", runs);
   return runs == 0;
 }

@@ -1,7 +1,7 @@
 // The kernels of forward on small problems, compared with sums in double.
 #include <cuda/launch_forward.cuh>
 
-#include "checks.h"
+#include "problems.h"
 
 namespace kernel_checks {
 namespace {
@@ -159,198 +159,42 @@ Bits forward(const Problem& p) {
   return bits[0];
 }
 
-constexpr auto kRows = Order::kRows;
-constexpr auto kPlanes = Order::kPlanes;
-
-const std::vector<Case>& cases() {
-  using enum Activation;
-  static const std::vector<Case> list = [] {
-    std::vector<Case> out;
-    const auto add = [&](const Problem& p) { out.push_back({p.name, &forward<float>, p}); };
-    // Two passes. Tiles of 16 channels, the last with 4.
-    add({.name = "rows", .order = kRows, .batch = 130, .channels = 20, .spatial = 2, .ghosts = 1});
-    add(
-        {.name = "rows_splits",
-         .order = kRows,
-         .batch = 1100,
-         .channels = 20,
-         .spatial = 1,
-         .ghosts = 2,
-         .splits = 2,
-         .activation = kSilu,
-         .residual = true,
-         .cumulative = true});
-    add(
-        {.name = "rows_ghosts",
-         .order = kRows,
-         .batch = 200,
-         .channels = 36,
-         .spatial = 1,
-         .ghosts = 3,
-         .activation = kRelu,
-         .cumulative = true});
-    add(
-        {.name = "planes",
-         .order = kPlanes,
-         .batch = 8,
-         .channels = 3,
-         .spatial = 64,
-         .ghosts = 1,
-         .activation = kLeakyRelu});
-    add(
-        {.name = "planes_49",
-         .order = kPlanes,
-         .batch = 7,
-         .channels = 3,
-         .spatial = 49,
-         .ghosts = 2,
-         .splits = 3,
-         .activation = kSilu,
-         .residual = true,
-         .offset = 1});
-    add(
-        {.name = "planes_cut",
-         .order = kPlanes,
-         .batch = 4,
-         .channels = 2,
-         .spatial = 1101,
-         .ghosts = 2,
-         .splits = 4,
-         .cumulative = true});
-    add(
-        {.name = "infinite",
-         .order = kPlanes,
-         .batch = 6,
-         .channels = 2,
-         .spatial = 49,
-         .ghosts = 2,
-         .splits = 3,
-         .infinite = true});
-    add(
-        {.name = "eval",
-         .order = kRows,
-         .batch = 600,
-         .channels = 20,
-         .spatial = 1,
-         .ghosts = 1,
-         .splits = 2,
-         .activation = kRelu,
-         .constant = true});
-    // On chip: lone blocks and teams, more ghosts and tiles than teams.
-    add(
-        {.name = "chip_rows",
-         .order = kRows,
-         .batch = 200,
-         .channels = 20,
-         .spatial = 1,
-         .ghosts = 3,
-         .tile_teams = 2,
-         .ghost_teams = 2,
-         .cumulative = true});
-    add(
-        {.name = "chip_planes",
-         .order = kPlanes,
-         .batch = 8,
-         .channels = 3,
-         .spatial = 64,
-         .ghosts = 2,
-         .tile_teams = 2,
-         .activation = kSilu,
-         .residual = true});
-    add(
-        {.name = "team_rows",
-         .order = kRows,
-         .batch = 1040,
-         .channels = 20,
-         .spatial = 2,
-         .ghosts = 4,
-         .splits = 2,
-         .tile_teams = 1,
-         .activation = kLeakyRelu,
-         .residual = true});
-    add(
-        {.name = "team_planes",
-         .order = kPlanes,
-         .batch = 16,
-         .channels = 3,
-         .spatial = 49,
-         .ghosts = 5,
-         .splits = 3,
-         .tile_teams = 2,
-         .ghost_teams = 2,
-         .offset = 3,
-         .cumulative = true});
-    add(
-        {.name = "team_infinite",
-         .order = kPlanes,
-         .batch = 6,
-         .channels = 2,
-         .spatial = 49,
-         .ghosts = 2,
-         .splits = 3,
-         .tile_teams = 1,
-         .infinite = true});
+std::vector<Case> cases() {
+  std::vector<Problem> more{
+      {.name = "infinite",
+       .order = kPlanes,
+       .batch = 6,
+       .channels = 2,
+       .spatial = 49,
+       .ghosts = 2,
+       .splits = 3,
+       .infinite = true},
+      {.name = "team_infinite",
+       .order = kPlanes,
+       .batch = 6,
+       .channels = 2,
+       .spatial = 49,
+       .ghosts = 2,
+       .splits = 3,
+       .tile_teams = 1,
+       .infinite = true},
 #ifndef BNEXT_FEW_KERNELS
-    // Many groups a thread, so that blocks of them are closed.
-    add(
-        {.name = "rows_long",
-         .order = kRows,
-         .batch = 2600,
-         .channels = 16,
-         .spatial = 1,
-         .ghosts = 1});
-    add(
-        {.name = "planes_long",
-         .order = kPlanes,
-         .batch = 1,
-         .channels = 1,
-         .spatial = 40003,
-         .ghosts = 1});
-    for (Problem p :
-         {Problem{
-              .name = "rows",
-              .order = kRows,
-              .batch = 1100,
-              .channels = 24,
-              .spatial = 1,
-              .ghosts = 2,
-              .splits = 2},
-          Problem{
-              .name = "planes",
-              .order = kPlanes,
-              .batch = 12,
-              .channels = 5,
-              .spatial = 49,
-              .ghosts = 2,
-              .splits = 2}}) {
-      for (const int teams : {0, 2}) {
-        for (const bool apart : {false, true}) {
-          for (const bool residual : {false, true}) {
-            for (const Activation activation : {kNone, kRelu, kSilu}) {
-              p.tile_teams = teams;
-              p.apart = apart;
-              p.splits = apart && p.order == kPlanes ? 1 : 2;  // too few lines, one below another
-              p.residual = residual;
-              p.activation = activation;
-              p.affine = activation != kNone;
-              const std::string name = std::string("all_") + p.name + std::to_string(out.size());
-              out.push_back({name + "_half", &forward<__half>, p});
-              if (!apart || activation == kRelu) {
-                out.push_back({name, &forward<float>, p});
-              }
-            }
-          }
-        }
-      }
-      p.splits = 0;
-      out.push_back({std::string("planned_") + p.name, &forward<float>, p});
-      p.tile_teams = 0;
-      out.push_back({std::string("planned_two_pass_") + p.name, &forward<float>, p});
-    }
+      // Many groups a thread, so that blocks of them are closed.
+      {.name = "rows_long",
+       .order = kRows,
+       .batch = 2600,
+       .channels = 16,
+       .spatial = 1,
+       .ghosts = 1},
+      {.name = "planes_long",
+       .order = kPlanes,
+       .batch = 1,
+       .channels = 1,
+       .spatial = 40003,
+       .ghosts = 1},
 #endif
-    return out;
-  }();
-  return list;
+  };
+  return cases_of(&forward<float>, &forward<__half>, more);
 }
 
 }  // namespace
