@@ -24,8 +24,8 @@ template <typename scalar_t>
 cudaError_t BackwardLaunches<scalar_t>::reduce(
     const Launch& launch, const GradReduceArgs<scalar_t>& args, cudaStream_t stream) {
   return with_layout<scalar_t>(launch, [&]<bool kRows, int kVec, typename index_t>() {
-    const auto kernel =
-        with_fusion<scalar_t, kVec, index_t, false>(fusion_of(args.elements), []<Fusion kFusion>() {
+    const auto kernel = with_fusion<scalar_t, kVec, index_t, false>(
+        fusion_of(args.elements), [&]<Fusion kFusion>() {
       return &grad_reduce_kernel<scalar_t, kRows, kVec, index_t, kFusion>;
     });
     return start(kernel, args, launch, stream);
@@ -36,8 +36,8 @@ template <typename scalar_t>
 cudaError_t BackwardLaunches<scalar_t>::apply(
     const Launch& launch, const GradApplyArgs<scalar_t>& args, cudaStream_t stream) {
   return with_layout<scalar_t>(launch, [&]<bool kRows, int kVec, typename index_t>() {
-    const auto kernel =
-        with_fusion<scalar_t, kVec, index_t, false>(fusion_of(args.elements), []<Fusion kFusion>() {
+    const auto kernel = with_fusion<scalar_t, kVec, index_t, false>(
+        fusion_of(args.elements), [&]<Fusion kFusion>() {
       return &grad_apply_kernel<scalar_t, kRows, kVec, index_t, kFusion>;
     });
     return start(kernel, args, launch, stream);
@@ -46,7 +46,7 @@ cudaError_t BackwardLaunches<scalar_t>::apply(
 
 template <typename scalar_t, bool kRows, int kVec>
 auto backward_on_chip(const BackwardElements<scalar_t>& elements) {
-  return with_fusion<scalar_t, kVec, int, true>(fusion_of(elements), []<Fusion kFusion>() {
+  return with_fusion<scalar_t, kVec, int, true>(fusion_of(elements), [&]<Fusion kFusion>() {
     return &backward_on_chip_kernel<scalar_t, kRows, kVec, kFusion>;
   });
 }

@@ -30,14 +30,14 @@ cudaError_t ForwardLaunches<scalar_t>::apply(
   return with_layout<scalar_t>(launch, [&]<bool kRows, int kVec, typename index_t>() {
     const auto kernel = with_fusion<scalar_t, kVec, index_t, false>(
         fusion_of(args.elements),
-        []<Fusion kFusion>() { return &apply_kernel<scalar_t, kRows, kVec, index_t, kFusion>; });
+        [&]<Fusion kFusion>() { return &apply_kernel<scalar_t, kRows, kVec, index_t, kFusion>; });
     return start(kernel, args, launch, stream);
   });
 }
 
 template <typename scalar_t, bool kRows, int kVec>
 auto forward_on_chip(const ForwardElements<scalar_t>& elements) {
-  return with_fusion<scalar_t, kVec, int, true>(fusion_of(elements), []<Fusion kFusion>() {
+  return with_fusion<scalar_t, kVec, int, true>(fusion_of(elements), [&]<Fusion kFusion>() {
     return &forward_on_chip_kernel<scalar_t, kRows, kVec, kFusion>;
   });
 }
