@@ -138,6 +138,8 @@ HARMLESS = [
 
 # What the kernels could do without: there is no race either.
 REDUNDANT = [
+    # The last to arrive merges, when all the others have read what the round before has left.
+    Mutant("one_buffer", TEAMS, "+ round % 2)", "+ 0 * round)", "backward", "", "clean"),
     # The barriers of an arrival come before.
     without("merge_barrier", GRADS, "__syncthreads();  // the scratch may", BARRIER,
             "backward", "", "clean"),

@@ -52,8 +52,13 @@ def trained(cls: type, **options: object) -> nn.Module:
     return layer
 
 
+def randn(*shape: int, **options: object) -> Tensor:
+    """torch.randn on the device of the test."""
+    return torch.randn(shape, **options, device=ops.device)
+
+
 def sample(cls: type) -> Tensor:
-    return torch.randn(SHAPES[cls], device=ops.device)
+    return randn(*SHAPES[cls])
 
 
 def assert_same_state(a: nn.Module, b: nn.Module) -> None:

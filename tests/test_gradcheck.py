@@ -14,7 +14,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import bnext
 
-pytestmark = pytest.mark.usefixtures("device")
+# Not for what is a formula above the kernels.
+on_each_device = pytest.mark.usefixtures("device")
 
 # A central difference of step 1e-6 in float64 is good to about 1e-9 here. gradcheck's own defaults
 # (1e-3 relative) would let a systematic error of a thousandth pass.
@@ -44,6 +45,7 @@ def few_cases() -> list[Case]:
     return cases + frozen
 
 
+@on_each_device
 @pytest.mark.parametrize("case", all_cases(), ids=str)
 def test_gradcheck(case: Case) -> None:
     names, values = prepared(case)
@@ -89,6 +91,7 @@ ARGUMENTS = ("input", "weight", "bias", "residual")
 SUBSETS = [s for size in range(1, 4) for s in combinations(ARGUMENTS, size)]
 
 
+@on_each_device
 @pytest.mark.parametrize("subset", SUBSETS, ids="+".join)
 @pytest.mark.parametrize("activation", ["relu", "silu"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
@@ -103,6 +106,7 @@ def test_any_subset_may_require_grad(
         assert gradgradcheck(case.function(subset), values, **TIGHT)
 
 
+@on_each_device
 @pytest.mark.parametrize(
     ("batch", "ghost"), [(4, 2), (7, 3), (7, 4), (8, 3), (4, 4), (4, 5)], ids=str
 )
@@ -122,6 +126,7 @@ def test_ghost_sizes(batch: int, ghost: int) -> None:
     assert gradgradcheck(function, values, **TIGHT)
 
 
+@on_each_device
 @pytest.mark.parametrize("shape", [(3, 2, 4), (3, 2, 2, 1, 2), (2, 1), (1, 2, 3), (4, 17)], ids=str)
 def test_other_ranks_and_sizes(shape: tuple[int, ...]) -> None:
     """Three and five dimensions, one channel, one sample, more channels than a vector holds."""
@@ -143,6 +148,7 @@ def test_other_ranks_and_sizes(shape: tuple[int, ...]) -> None:
 # grad_output has other strides (an expanded one, zeros), which the kernels must not trust.
 
 
+@on_each_device
 @pytest.mark.parametrize("case", few_cases(), ids=str)
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "expanded"])
 def test_grad_output_of_any_strides(case: Case, layout: str) -> None:
@@ -160,6 +166,7 @@ def test_grad_output_of_any_strides(case: Case, layout: str) -> None:
         torch.testing.assert_close(a, e, rtol=1e-13, atol=1e-13, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@on_each_device
 @pytest.mark.parametrize("case", few_cases(), ids=str)
 def test_expanded_grad_output(case: Case) -> None:
     """sum().backward() hands the layer a grad_output whose strides are all zero."""
@@ -172,6 +179,7 @@ def test_expanded_grad_output(case: Case) -> None:
         torch.testing.assert_close(a, e, rtol=1e-13, atol=1e-13)
 
 
+@on_each_device
 @pytest.mark.parametrize("case", few_cases(), ids=str)
 def test_gradcheck_with_expanded_grad_output(case: Case) -> None:
     names, values = prepared(case)

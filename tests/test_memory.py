@@ -6,17 +6,13 @@ import pytest
 import torch
 from assertions import assert_same
 from cases import ACTIVATIONS, LAYOUTS, Case, lay_out
-from layers import ACT, ALL, SHAPES, make_layer
+from layers import ACT, ALL, SHAPES, make_layer, randn
 from op_samples import ops
 from torch import Tensor, nn
 
 import bnext
 
 pytestmark = pytest.mark.usefixtures("device")
-
-
-def randn(*shape: int) -> Tensor:
-    return torch.randn(shape, device=ops.device)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])

@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kThreads, (kMinBlocks<kFusion, kRows, kVec>))
         sums = visitor.sums.template over_block<kRows, kVec>(scratch);
       }
       if (tiling.splits() > 1) {
-        const SumSets sets = args.workspace.pieces.at(0, 0, member.first_set(tiling));
+        const SumSets sets = args.workspace.pieces.at(0, 0, member.buffer(tiling, round));
         store_sums(sets, member.split, piece, thread, sums);
         // The last to arrive adds up for all.
         const SumSets merged = sets.at(0, 0, tiling.splits());

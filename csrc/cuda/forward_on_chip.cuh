@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kThreads, (kMinBlocks<kFusion, kRows, kVec>))
         welford = visitor.moments.template over_block<kRows, kVec>(piece.count, scratch);
       }
       if (tiling.splits() > 1) {
-        const TripleSets sets = args.workspace.pieces.at(0, 0, member.first_set(tiling));
+        const TripleSets sets = args.workspace.pieces.at(0, 0, member.buffer(tiling, round));
         store_triples(sets, member.split, piece, thread, welford);
         // The last to arrive merges for all.
         const TripleSets merged = sets.at(0, 0, tiling.splits());

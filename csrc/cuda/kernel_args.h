@@ -56,7 +56,8 @@ struct Counters {
 // What lies between the blocks of one launch.
 template <typename Sets>
 struct Workspace {
-  Sets pieces;  // of each piece: set ghost * splits + split, or team * (splits + 1) + split
+  Sets pieces;  // of each piece: set ghost * splits + split, or (team * 2 + buffer) * (splits + 1)
+                // + split
   Sets ghosts;  // of each ghost, or of what each team has seen
   Counters counters;
 };

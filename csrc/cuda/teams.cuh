@@ -18,12 +18,10 @@ struct Member {
     split = static_cast<std::int32_t>(blockIdx.x % tiling.splits());
   }
 
-  // The first set of the team's workspace: one a block, and one for the merge. Every round uses the
-  // same: a block writes its set after it was released, and then all sets of the round before have
-  // been merged; the merge is written after all have arrived, and then all have read the one
-  // before.
-  __device__ __forceinline__ std::int64_t first_set(const Tiling& tiling) const {
-    return static_cast<std::int64_t>(team) * (tiling.splits() + 1);
+  // The first set of the team's workspace in a round: one a block, and one for the merge. Two
+  // buffers by turns: a block may be one round ahead of another of its team, never two.
+  __device__ __forceinline__ std::int64_t buffer(const Tiling& tiling, int round) const {
+    return (static_cast<std::int64_t>(team) * 2 + round % 2) * (tiling.splits() + 1);
   }
 
   // Whether all others have arrived in this round, and what they wrote before is visible.

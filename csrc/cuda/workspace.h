@@ -26,7 +26,7 @@ inline WorkspaceSize workspace_size(const Launch& launch, bool on_chip, bool mer
   size.piece_counts = on_chip ? 1 : t.tiles;
   if (t.splits() > 1) {
     size.piece_sets =
-        on_chip ? pairs * (t.splits() + std::int64_t(1)) : t.num_ghosts * t.splits();
+        on_chip ? pairs * 2 * (t.splits() + std::int64_t(1)) : t.num_ghosts * t.splits();
     size.counters += pairs + (on_chip ? 2 * pairs : 0);
   }
   const std::int64_t ghosts = on_chip ? launch.ghost_teams : t.num_ghosts;

@@ -242,8 +242,8 @@ void workspace_holds_all_sets() {
       const int64_t pairs = of.num_ghosts * t.tiles;
       int64_t doubles = 0;
       if (t.splits() > 1) {
-        // Of a team a set for each block and one for the merge.
-        const int64_t set = chip ? teams * (t.splits() + 1) - 1 : of.num_ghosts * t.splits() - 1;
+        // Of a team two buffers with a set for each block and one for the merge.
+        const int64_t set = chip ? teams * 2 * (t.splits() + 1) - 1 : of.num_ghosts * t.splits() - 1;
         const auto sets = memory.pieces.at(chip ? 0 : t.tiles - 1, 0, set);
         const int64_t last = (chip ? t.tile_channels : of.layout.n_channel) - 1;
         check(at(sets.count) < at(memory.pieces.mean), "counts before means");
