@@ -17,9 +17,7 @@ BUILD = HERE.parent / "build" / "benchmarks"
 PREFIX = Path(sysconfig.get_path("data"))  # where wheels put their include and lib folders
 
 
-def build(
-    name: str, includes: Sequence[str | Path], lib: Path, libraries: Sequence[str]
-) -> Path:
+def build(name: str, includes: Sequence[str | Path], lib: Path, libraries: Sequence[str]) -> Path:
     """The shared library of ``name``.cpp, named after a digest of what it comes from."""
     source = HERE / f"{name}.cpp"
     command = [

@@ -157,15 +157,13 @@ def loops(cell: Cell, run: str, mode: str, compiled: bool = False) -> dict[str, 
     """Every variant that applies; ``compiled`` is left out unless asked for."""
     inputs = inputs_for(cell, mode)
     built = {
-        name: build(inputs)
-        for name, build in PEERS[run].items()
-        if compiled or name != "compiled"
+        name: build(inputs) for name, build in PEERS[run].items() if compiled or name != "compiled"
     }
     return {name: loop for name, loop in built.items() if loop is not None}
 
 
 def kept_bytes(cell: Cell, name: str = "bnext") -> int | None:
-    """What the layer saves for backward beside its input and its output; None: it does not apply."""
+    """What the layer saves for backward beside its input and output; None: does not apply."""
     inputs = inputs_for(cell, "forward_backward")
     layer = bench.LAYERS[name](inputs)
     if layer is None:

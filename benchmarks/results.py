@@ -34,7 +34,7 @@ class Measurement:
     ratios: dict[str, dict[str, Spread]]  # ours, then the other: paired, ours / other
     disturbed: float = 0.0  # share of samples in which other programs took a core
     faults: float = 0.0  # minor page faults per call, all variants together
-    kept_bytes: dict[str, int] = field(default_factory=dict)  # for backward, beyond input and output
+    kept_bytes: dict[str, int] = field(default_factory=dict)  # beyond input and output
 
     @property
     def key(self) -> tuple[Cell, str, str]:

@@ -11,7 +11,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,10 @@ KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
     "MALLOC_TOP_PAD_": str(256 << 20),
 }
+
+# On a busy machine a thread that spins takes the core from the one it waits for, and two threads
+# may share a core: the 2-thread times would be those of the scheduler. What the user sets holds.
+CALM = {"OMP_WAIT_POLICY": "passive", "OMP_PROC_BIND": "true"}
 
 
 def _faults() -> int:
@@ -62,19 +66,22 @@ def measure(cell: Cell, run: str, mode: str, seconds: float, compiled: bool = Fa
     return summarize(cell, run, mode, rounds, **extra)
 
 
-def spawn(run: str, cells: list[Cell], seconds: float, compiled: str) -> Iterator[Measurement]:
+def spawn(
+    run: str, cells: Sequence[Cell], seconds: float, compiled: str, prefix: Sequence[str] = ()
+) -> Iterator[Measurement]:
     """The measurements of a child process, as they come.
 
-    ``seconds`` is for all of them together. ``compiled``: ``none`` of them with torch.compile,
-    ``some`` (training steps on all cores) or ``all``.
+    ``seconds`` is for all of them together; ``prefix``: a command that runs the child.
+    ``compiled``: ``none`` of them with torch.compile, ``some`` (training steps on all cores) or
+    ``all``.
     """
-    environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
+    environment = {**CALM, **os.environ}
     if run == "kernel":
         environment |= KEEP_MEMORY
     plan = {"run": run, "seconds": seconds, "compiled": compiled,
             "cells": [vars(cell) for cell in cells]}  # fmt: skip
     child = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.worker"],
+        [*prefix, sys.executable, "-m", "benchmarks.worker"],
         cwd=ROOT,
         env=environment,
         stdin=subprocess.PIPE,

@@ -84,13 +84,13 @@ def _eager(inputs: Inputs, inplace: bool = False) -> nn.Module:
 def _compiled(inputs: Inputs) -> nn.Module:
     torch._dynamo.reset()  # or, after a few shapes, it would compile for dynamic ones
     compiled: Any = torch.compile(_eager(inputs))
-    return compiled  # type: ignore[no-any-return]
+    return compiled
 
 
 def _ghosts(inputs: Inputs) -> nn.Module | None:
     if inputs.ghosts == 1 or inputs.mode == "eval":
         return None
-    return inputs.layer(bnext, "BatchNormAct", ghost_batch_size=GHOST)  # type: ignore[no-any-return]
+    return inputs.layer(bnext, "BatchNormAct", ghost_batch_size=GHOST)
 
 
 # A layer of the peer for these inputs, or None where there is nothing to compare.

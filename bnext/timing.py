@@ -25,7 +25,7 @@ Loop = Callable[[int], object]
 _SAMPLE_SECONDS = 200e-6  # shorter calls are timed several at once: the clock itself costs 0.1 us
 _MAX_CALLS = 200
 _WAITING = 0.2  # of a sample, over all threads: then other programs disturbed it
-_RETRIES, _RETRY_SECONDS = 3, 5e-3  # a longer sample is disturbed as often as not, on a busy machine
+_RETRIES, _RETRY_SECONDS = 3, 5e-3  # on a busy machine every longer sample is disturbed
 _FLUSH_BYTES = 256 << 20  # more than any L2 cache of a GPU of 2026
 
 
@@ -93,7 +93,7 @@ class Rounds:
 
 
 def _waited() -> float:
-    """Seconds that the threads of this process were ready to run but had no core (Linux; else 0)."""
+    """Seconds that threads of this process were ready to run but had no core (not Linux: 0)."""
     total = 0
     for task in Path("/proc/self/task").glob("*/schedstat"):
         try:
@@ -126,7 +126,7 @@ def interleave(
     min_rounds: int = 5,
     max_rounds: int = 100,
 ) -> Rounds:
-    """Every round runs every variant once, in an order drawn anew: none always follows the same one.
+    """Every round runs every variant once, in an order drawn anew.
 
     Rounds end after ``seconds``, but not before ``min_rounds``.
     """

@@ -1,0 +1,95 @@
+"""``python -m benchmarks.suite``, or ``make bench``: the grid, measured and written down."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.progress import Progress
+from rich.table import Table
+
+from benchmarks import compare as comparison
+from benchmarks import onednn, report, results
+from benchmarks.grid import RUNS, cells
+from benchmarks.worker import CALM, spawn
+
+SHARES = {"whole": 0.65, "kernel": 0.35}  # of the time; torch.compile is in the first
+CHILDREN = 5  # for each run, each with small and large cells
+
+
+def _measure(
+    minutes: float, quick: bool, compiled: str, prefix: list[str], console: Console
+) -> results.Results:
+    grid = cells(quick)
+    machine = results.machine() | {key.lower(): os.environ.get(key, CALM[key]) for key in CALM}
+    order = {cell: i for i, cell in enumerate(grid)}
+    found = []
+    with Progress(console=console) as progress:
+        for run, modes in RUNS.items():
+            task = progress.add_task(run, total=len(grid) * len(modes))
+            seconds = 60 * minutes * SHARES[run] / CHILDREN
+            for child in range(CHILDREN):
+                for measurement in spawn(run, grid[child::CHILDREN], seconds, compiled, prefix):
+                    found.append(measurement)
+                    progress.advance(task)
+    return results.Results(machine, sorted(found, key=lambda m: (m.run, order[m.cell])))
+
+
+def main(
+    output: Annotated[
+        Path, typer.Option(help="Folder for results.json, results.md and results.png.")
+    ] = Path("docs/bench"),
+    quick: Annotated[bool, typer.Option("--quick", help="A few small cells, 1 minute.")] = False,
+    minutes: Annotated[float | None, typer.Option(help="For the whole grid; default 14.")] = None,
+    compiled: Annotated[
+        str, typer.Option(help="torch.compile in none, some (training steps) or all cells.")
+    ] = "some",
+    prefix: Annotated[
+        str, typer.Option(help="Runs each measuring process, as `taskset -c 0,1` or `flock FILE`.")
+    ] = "",
+    compare: Annotated[
+        Path | None, typer.Option(help="An earlier results.json: say what got slower since.")
+    ] = None,
+    only: Annotated[
+        Path | None, typer.Option(help="Measure nothing: report on this results.json.")
+    ] = None,
+) -> None:
+    """Measure; write JSON, tables and a picture. With --compare: exit 1 if anything is slower."""
+    console = Console()
+    if compiled not in ("none", "some", "all"):
+        raise typer.BadParameter(f"{compiled!r} is none of none, some, all")
+    old = results.load(compare) if compare else None  # now: it may lie in the output folder
+    if only is not None:
+        found = results.load(only)
+    else:
+        if reason := onednn.missing():
+            console.print(f"[yellow]Left out: {reason}")
+        minutes = minutes or (1 if quick else 14)
+        found = _measure(
+            minutes, quick, "none" if quick else compiled, shlex.split(prefix), console
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    if only is None:
+        results.save(found, output / "results.json")
+    (output / "results.md").write_text(report.markdown(found), encoding="utf-8")
+    report.draw(found, output / "results.png")
+    table = Table(title="Targets")
+    for heading in report.TARGET_HEADING:
+        table.add_column(heading)
+    for row in report.target_rows(found):
+        table.add_row(*(Markdown(text) for text in row))
+    console.print(table)
+    console.print(f"written: {output / 'results.json'}, .md, .png")
+    if old is not None:
+        lines = comparison.report(old, found)
+        console.print("\n".join(lines), markup=False)
+        raise typer.Exit(1 if any(line.startswith("slower") for line in lines) else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)
