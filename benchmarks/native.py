@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shlex
@@ -29,11 +30,14 @@ def build(name: str, includes: Sequence[str | Path], lib: Path, libraries: Seque
     ]
     digest = hashlib.sha256(f"{command} {torch.__version__}".encode() + source.read_bytes())
     path = BUILD / f"{name}-{digest.hexdigest()[:16]}.so"
-    if not path.exists():
-        BUILD.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}")  # another process may build it, too
-        built = subprocess.run([*command, "-o", str(unfinished)], capture_output=True, text=True)
-        if built.returncode != 0:
-            raise RuntimeError(f"{shlex.join(command)}\n{built.stderr}")
-        unfinished.replace(path)
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one process builds for all
+        if not path.exists():
+            unfinished = path.with_suffix(".unfinished")
+            command += ["-o", str(unfinished)]
+            built = subprocess.run(command, capture_output=True, text=True)
+            if built.returncode != 0:
+                raise RuntimeError(f"{shlex.join(command)}\n{built.stderr}")
+            unfinished.replace(path)
     return path

@@ -1,10 +1,10 @@
 // oneDNN's fused BatchNorm + ReLU, forward and backward, bound for benchmarks/onednn.py: primitives
 // are made once, bound to memory, and called in a loop, so that Python costs a call and no more.
 
-#include <oneapi/dnnl/dnnl.hpp>
 #include <omp.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <oneapi/dnnl/dnnl.hpp>
 
 #include <cstdint>
 #include <map>
@@ -42,7 +42,7 @@ dnnl::engine& cpu() {
 
 // A primitive and the memory it works on.
 class Call {
-public:
+ public:
   Call(const dnnl::primitive_desc_base& desc, dnnl::primitive primitive, const Pointers& pointers)
       : primitive_(std::move(primitive)), stream_(cpu()) {
     for (const auto& [name, pointer] : pointers) {
@@ -62,7 +62,7 @@ public:
     stream_.wait();
   }
 
-private:
+ private:
   dnnl::primitive primitive_;
   dnnl::stream stream_;
   std::unordered_map<int, dnnl::memory> arguments_;
@@ -70,20 +70,19 @@ private:
 
 // Scale, shift, mean and variance are float32 and [C]; the layout is that of the strides.
 class BatchNormRelu {
-public:
+ public:
   BatchNormRelu(
       const std::vector<std::int64_t>& shape,
       const std::vector<std::int64_t>& strides,
       bool bfloat16,
       bool training,
-      float eps
-  ) {
+      float eps) {
     using dnnl::normalization_flags;
     using dnnl::prop_kind;
     using Type = dnnl::memory::data_type;
     const Desc data(shape, bfloat16 ? Type::bf16 : Type::f32, strides);
-    auto flags = normalization_flags::use_scale | normalization_flags::use_shift
-               | normalization_flags::fuse_norm_relu;
+    auto flags = normalization_flags::use_scale | normalization_flags::use_shift |
+                 normalization_flags::fuse_norm_relu;
     if (!training) {
       flags = flags | normalization_flags::use_global_stats;
     }
@@ -109,7 +108,7 @@ public:
     return names;
   }
 
-private:
+ private:
   dnnl::batch_normalization_forward::primitive_desc forward_;
   dnnl::batch_normalization_backward::primitive_desc backward_;
   dnnl::batch_normalization_forward forward_primitive_;
@@ -121,25 +120,17 @@ std::string version() {
   return std::to_string(v->major) + "." + std::to_string(v->minor) + "." + std::to_string(v->patch);
 }
 
-} // namespace
+}  // namespace
 
 PYBIND11_MODULE(bnext_onednn, module) {
   py::class_<Call>(module, "Call").def("__call__", &Call::operator(), py::arg("times") = 1);
   py::class_<BatchNormRelu>(module, "BatchNormRelu")
       .def(
           py::init<
-              const std::vector<std::int64_t>&,
-              const std::vector<std::int64_t>&,
-              bool,
-              bool,
+              const std::vector<std::int64_t>&, const std::vector<std::int64_t>&, bool, bool,
               float>(),
-          py::arg("shape"),
-          py::arg("strides"),
-          py::kw_only(),
-          py::arg("bfloat16"),
-          py::arg("training"),
-          py::arg("eps")
-      )
+          py::arg("shape"), py::arg("strides"), py::kw_only(), py::arg("bfloat16"),
+          py::arg("training"), py::arg("eps"))
       .def("forward", &BatchNormRelu::forward)
       .def("backward", &BatchNormRelu::backward)
       .def_property_readonly("workspace_bytes", &BatchNormRelu::workspace_bytes)

@@ -75,7 +75,7 @@ WHOLE: dict[str, Builder] = {
 
 
 @functools.cache
-def _kernels() -> Any:
+def kernels() -> Any:
     """The loops of kernels.cpp."""
     libraries = Path(torch.__file__).parent / "lib"
     includes = [Path(torch.__file__).parent / "include"]
@@ -88,7 +88,7 @@ def _affine(inputs: Inputs) -> tuple[Tensor, Tensor]:
 
 
 def _copy_kernel(inputs: Inputs) -> Loop:
-    x, y, loop = inputs.x, torch.empty_like(inputs.x), _kernels().copy
+    x, y, loop = inputs.x, torch.empty_like(inputs.x), kernels().copy
     return lambda times: loop(x, y, times)
 
 
@@ -97,13 +97,13 @@ def _bnext_kernel(ghost: int | None) -> Builder:
         if ghost is not None and inputs.ghosts == 1:
             return None
         x, grad, (w, b) = inputs.x, inputs.grad, _affine(inputs)
-        kernels = _kernels()
+        loops = kernels()
         if inputs.mode == "forward":
-            return lambda times: kernels.forward(x, w, b, ghost, EPS, times)
+            return lambda times: loops.forward(x, w, b, ghost, EPS, times)
         _, *saved = torch.ops.bnext.batch_norm(
             x, w, b, None, None, None, None, True, 0.1, EPS, "relu", ghost
         )
-        return lambda times: kernels.backward(grad, x, w, b, *saved, times)
+        return lambda times: loops.backward(grad, x, w, b, *saved, times)
 
     return build
 
