@@ -17,6 +17,11 @@ from benchmarks import peers
 from benchmarks.grid import RUNS, Cell, cells
 
 
+def _name(cell: Cell) -> str:
+    shape = "x".join(map(str, cell.shape))
+    return f"{shape}-{cell.layout}-{cell.dtype}-{cell.threads}threads"
+
+
 @pytest.fixture(autouse=True)
 def _threads_are_left_as_they_were() -> Iterator[None]:
     before = torch.get_num_threads()
@@ -26,7 +31,7 @@ def _threads_are_left_as_they_were() -> Iterator[None]:
 
 @pytest.mark.parametrize("variant", peers.WHOLE)
 @pytest.mark.parametrize("mode", RUNS["whole"])
-@pytest.mark.parametrize("cell", cells(), ids=lambda cell: str(cell).replace(" ", ""))
+@pytest.mark.parametrize("cell", cells(), ids=_name)
 def test_speed(benchmark: Any, cell: Cell, mode: str, variant: str) -> None:
     torch.set_num_threads(cell.threads)
     loop = peers.WHOLE[variant](peers.inputs_for(cell, mode))

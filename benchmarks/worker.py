@@ -18,21 +18,12 @@ from typing import Any
 import torch
 
 from benchmarks import peers
+from benchmarks.environment import CALM, KEEP_MEMORY
 from benchmarks.grid import RUNS, Cell
 from benchmarks.results import Measurement, from_json, summarize, to_json
 from bnext.timing import Clock, interleave
 
 ROOT = Path(__file__).parents[1]
-# glibc keeps what is freed, and a call's output is the memory of the previous one: no page faults.
-KEEP_MEMORY = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
-    "MALLOC_TOP_PAD_": str(256 << 20),
-}
-
-# On a busy machine a thread that spins takes the core from the one it waits for, and two threads
-# may share a core: the 2-thread times would be those of the scheduler. What the user sets holds.
-CALM = {"OMP_WAIT_POLICY": "passive", "OMP_PROC_BIND": "true"}
 
 
 def _faults() -> int:
@@ -72,7 +63,7 @@ def spawn(
     """The measurements of a child process, as they come.
 
     ``seconds`` is for all of them together; ``prefix``: a command that runs the child.
-    ``compiled``: ``none`` of them with torch.compile, ``some`` (training steps on all cores) or
+    ``compiled``: ``none`` of them with torch.compile, ``some`` (float32 training steps on all cores) or
     ``all``.
     """
     environment = {**CALM, **os.environ}
@@ -110,7 +101,7 @@ def main() -> None:
         share = max(0.0, end - time.perf_counter()) / (len(jobs) - done) / 2
         compiled = plan["compiled"] == "all" or (
             plan["compiled"] == "some"
-            and (mode, cell.threads) == ("forward_backward", most_threads)
+            and (mode, cell.threads, cell.dtype) == ("forward_backward", most_threads, "float32")
         )
         print(json.dumps(to_json(measure(cell, plan["run"], mode, share, compiled))), flush=True)
 
