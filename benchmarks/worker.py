@@ -63,8 +63,8 @@ def spawn(
     """The measurements of a child process, as they come.
 
     ``seconds`` is for all of them together; ``prefix``: a command that runs the child.
-    ``compiled``: ``none`` of them with torch.compile, ``some`` (float32 training steps on all cores) or
-    ``all``.
+    ``compiled``: ``none`` of them with torch.compile, ``some`` (float32 training steps on all
+    cores) or ``all``.
     """
     environment = {**CALM, **os.environ}
     if run == "kernel":
