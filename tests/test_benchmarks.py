@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import bnext.cli
 from benchmarks import compare, grid, onednn, peers, report, results, suite, targets, worker
 from benchmarks.grid import RUNS, Cell
+from bnext import timing
 from bnext.bench import PASSES, Inputs
 from bnext.timing import Clock, Loop, Rounds, Spread, interleave, ratio, spread
 
@@ -42,7 +43,10 @@ class FakeClock(Clock):
         return seconds
 
 
-def test_every_round_runs_every_variant_once_in_changing_order() -> None:
+def test_every_round_runs_every_variant_once_in_changing_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(timing, "_waited", lambda: 0.0)
     log: list[tuple[str, int]] = []
 
     def variant(name: str, seconds: float) -> Callable[[int], float]:
@@ -60,6 +64,23 @@ def test_every_round_runs_every_variant_once_in_changing_order() -> None:
     assert {name for name, times in measured if times == 1} == {"slow"}
     rounds = [tuple(name for name, _ in measured[i : i + 2]) for i in range(0, 40, 2)]
     assert set(rounds) == {("fast", "slow"), ("slow", "fast")}
+
+
+@pytest.mark.parametrize("seconds, attempts", [(1e-4, 4), (1e-1, 1)], ids=["short", "long"])
+def test_a_short_sample_that_is_disturbed_is_taken_again(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, attempts: int
+) -> None:
+    waited = iter(range(100))  # a second more at each look
+    monkeypatch.setattr(timing, "_waited", lambda: float(next(waited)))
+    calls = []
+
+    def loop(times: int) -> float:
+        calls.append(times)
+        return seconds
+
+    found = interleave({"only": loop}, 0.0, FakeClock(), min_rounds=2)
+    assert found == Rounds({"only": [seconds] * 2}, disturbed=1.0)
+    assert len(calls) - 3 == 2 * attempts  # three to warm up
 
 
 def made_up(
