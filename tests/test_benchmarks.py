@@ -194,7 +194,9 @@ def test_every_peer_takes_every_mode(cell: Cell) -> None:
                     loop(2)
             expected = set(peers.PEERS[run]) - {"compiled"}
             if cell.shape[0] <= 32 or mode == "eval":
-                expected -= {"bnext ghosts", "ghost loop"}
+                expected.discard("bnext ghosts")
+            if cell.shape[0] <= 32 or mode != "forward_backward":
+                expected.discard("ghost loop")
             if onednn.missing():
                 expected -= {"onednn"}
             assert set(loops) == expected
