@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,14 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def _commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+    except OSError:
+        return None
+
+
 def machine() -> dict[str, Any]:
     """The machine, the versions and the day."""
 
@@ -97,6 +106,7 @@ def machine() -> dict[str, Any]:
         "last_level_cache_bytes": last_level_cache_bytes(),
         "isa": bnext.config.build_info()["isa"],
         "bnext": bnext.__version__,
+        "commit": _commit(),
         "torch": torch.__version__,
         "onednn": version("onednn-cpu-gomp"),
         "python": platform.python_version(),

@@ -53,7 +53,7 @@ def main(
         Path, typer.Option(help="Folder for results.json, results.md and results.png.")
     ] = Path("docs/bench"),
     quick: Annotated[bool, typer.Option("--quick", help="A few small cells, 1 minute.")] = False,
-    minutes: Annotated[float | None, typer.Option(help="For the whole grid; default 14.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="For the whole grid; default 13.")] = None,
     threads: Annotated[
         int | None, typer.Option(help="Only the cells with so many threads: 1 or 2.")
     ] = None,
@@ -83,7 +83,7 @@ def main(
     else:
         if reason := onednn.missing():
             console.print(f"[yellow]Left out: {reason}")
-        minutes = minutes or (1 if quick else 14)
+        minutes = minutes or (1 if quick else 13)
         compiled = "none" if quick else compiled
         path = output / "results.json"
         grid = [cell for cell in cells(quick) if threads in (None, cell.threads)]
