@@ -94,8 +94,12 @@ def _detail(results: Results, run: str, mode: str) -> Iterator[str]:
 def _missing(results: Results) -> list[str]:
     failed = [v for values in verdicts(results).values() for v in values if not v.met]
     failed.sort(key=lambda v: (v.target.name, -v.value.median / v.target.limit))
-    rows = [[v.target.name, _where(v), str(v.value), f"{v.target.limit:.2f}"] for v in failed]
-    return _table(["target", "where", "value", "limit"], rows)
+    rows = [
+        [v.target.name, _where(v), str(v.value), f"{v.target.limit:.2f}",
+         f"{v.measurement.disturbed:.0%}"]
+        for v in failed
+    ]  # fmt: skip
+    return _table(["target", "where", "value", "limit", "disturbed"], rows)
 
 
 def markdown(results: Results) -> str:
