@@ -165,7 +165,7 @@ def draw(results: Results, path: Path) -> None:
         axis.set_ylabel("time / copy")
         axis.set_title(f"{run}: {mode.replace('_', ' + ')}, {DTYPES[0]}, {threads} threads")
         labels = [f"{'x'.join(map(str, m.cell.shape))}\n{m.cell.layout}" for m in found]
-        axis.set_xticks(range(len(found)), labels, fontsize=7)
+        axis.set_xticks(range(len(found)), labels, fontsize=6)
         axis.legend(fontsize=8, ncols=4)
     info = results.machine
     figure.suptitle(f"{info['processor']}, {info['isa']}, torch {info['torch']}, {info['date']}")
