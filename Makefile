@@ -13,7 +13,10 @@ SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -na
 # Threads that spin while they wait take the cores from those that work.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test lint format accuracy sass gpu clean
+# The grid of benchmarks/grid.py: BENCH=--quick for a look, BENCH='--compare old.json' after a change.
+BENCH ?=
+
+.PHONY: demo test bench lint format accuracy sass gpu clean
 
 demo: $(VENV)/built
 	$(BIN)/python -m bnext demo --output demo.png
@@ -21,6 +24,10 @@ demo: $(VENV)/built
 # In as many processes as there are cores; a test that waits for a build lets others go ahead.
 test: $(VENV)/built
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+# docs/bench/: times beside eager, torch.compile, oneDNN and a copy, against the targets; 15 minutes.
+bench: $(VENV)/built
+	$(BIN)/python -m benchmarks.suite $(BENCH)
 
 # The table of README.md: running_var and outputs of bnext and PyTorch against float64.
 accuracy: $(VENV)/built
@@ -53,7 +60,7 @@ format: $(VENV)/built
 $(VENV)/requirements: pyproject.toml tools/extras.py
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -q "$(TORCH)" numpy
-	$(PIP) install -q "$(TORCH)" $$($(BIN)/python tools/extras.py build test cli demo dev \
+	$(PIP) install -q "$(TORCH)" $$($(BIN)/python tools/extras.py build test bench cli demo dev \
 	  $$($(BIN)/python -c 'import torch; print("cuda" if torch.version.cuda else "")'))
 	touch $@
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = ["LAYOUTS", "LayerErrors", "Sample", "layer_errors", "layers_for", "make_sample",
-           "measure", "num_threads"]  # fmt: skip
+           "measure", "num_threads", "to_layout"]  # fmt: skip
 
 LayerFactory = Callable[[int], nn.Module]
 """Number of channels -> a fresh layer with affine parameters and running statistics."""
@@ -62,7 +62,7 @@ def num_threads(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _to_layout(input: Tensor, layout: str) -> Tensor:
+def to_layout(input: Tensor, layout: str) -> Tensor:
     if layout == "contiguous":
         return input.contiguous()
     if layout == "channels_last" and input.dim() in (4, 5):
@@ -101,7 +101,7 @@ def make_sample(
     if outlier:
         largest = torch.finfo(dtype).max * 0.9
         exact.view(shape[0], shape[1], -1)[0, :, 0] = min(_OUTLIER, largest)
-    input = _to_layout(exact.to(dtype), layout)
+    input = to_layout(exact.to(dtype), layout)
     exact = input.double()
     dims = _reduced_dims(exact)
     true_mean = exact.mean(dims)

@@ -1,4 +1,4 @@
-"""``python -m bnext``: the demo, the build's configuration, and the accuracy of a layer."""
+"""``python -m bnext``: the demo, the build's configuration, accuracy and speed of a layer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ except ImportError as error:
     raise SystemExit(f"The command line needs {error.name}: pip install bnext[cli]") from error
 
 app = typer.Typer(
-    help="Fused batch norm: a demo, the build's configuration, accuracy against float64.",
+    help="Fused batch norm: a demo, the build's configuration, accuracy and speed of a layer.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -69,39 +69,94 @@ def _shape(text: str) -> tuple[int, ...]:
     return shape
 
 
+def _dtype(name: str) -> Any:
+    import torch
+
+    dtypes = ("float32", "float16", "bfloat16", "float64")
+    if name not in dtypes:
+        raise typer.BadParameter(f"{name!r} is none of {', '.join(dtypes)}")
+    return getattr(torch, name)
+
+
+_Shape = Annotated[Any, typer.Option(parser=_shape, metavar="N,C,...", help="Shape of the input.")]
+_DType = Annotated[str, typer.Option(help="float32, float16, bfloat16 or float64.")]
+_Threads = Annotated[int | None, typer.Option(min=1, help="Default: PyTorch's own.")]
+
+
 @app.command()
 def accuracy(
-    shape: Annotated[
-        Any, typer.Option(parser=_shape, metavar="N,C,...", help="Shape of the input.")
-    ] = "64,4,224,224",
+    shape: _Shape = "64,4,224,224",
     layout: Annotated[
         str | None,
         typer.Option(help="contiguous, channels_last (default of 4-D, 5-D), transposed (2-D)."),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32, float16, bfloat16 or float64.")] = "float32",
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: PyTorch's own.")] = None,
+    dtype: _DType = "float32",
+    threads: _Threads = None,
 ) -> None:
     """How far running_var and the output are from float64, for growing offsets of the input."""
-    import torch
-
     from bnext.accuracy import LAYOUTS, layers_for, make_sample, measure
 
-    dtypes = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16", "float64")}
-    if dtype not in dtypes:
-        raise typer.BadParameter(f"{dtype!r} is none of {', '.join(dtypes)}")
+    torch_dtype = _dtype(dtype)
     layout = layout or ("channels_last" if len(shape) > 3 else "contiguous")
     if layout not in LAYOUTS:
         raise typer.BadParameter(f"{layout!r} is none of {', '.join(LAYOUTS)}")
     table = Table(title=f"{shape} {layout} {dtype}: largest error of one training step")
     for heading in ("mean", "layer", "running_var (relative)", "output (absolute)"):
         table.add_column(heading, justify="right")
-    means = (0.0, 1e2, 1e3) if dtypes[dtype].itemsize == 2 else (0.0, 1e2, 1e3, 1e4, 1e6)
+    means = (0.0, 1e2, 1e3) if torch_dtype.itemsize == 2 else (0.0, 1e2, 1e3, 1e4, 1e6)
     for mean in means:
         try:
-            sample = make_sample(shape, mean, layout, dtypes[dtype])
+            sample = make_sample(shape, mean, layout, torch_dtype)
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
         for name, layer in layers_for(len(shape)).items():
             errors = measure(layer, sample, threads)
             table.add_row(f"{mean:g}", name, f"{errors.running_var:.1e}", f"{errors.output:.1e}")
+    Console().print(table)
+
+
+@app.command()
+def bench(
+    shape: _Shape = "32,64,56,56",
+    layout: Annotated[str, typer.Option(help="contiguous or channels_last.")] = "contiguous",
+    dtype: _DType = "float32",
+    threads: _Threads = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    seconds: Annotated[float, typer.Option(help="Per mode.")] = 3.0,
+    compiled: Annotated[
+        bool, typer.Option("--compiled/--no-compiled", help="torch.compile takes a while.")
+    ] = True,
+) -> None:
+    """Time of BatchNorm + ReLU of one shape, beside PyTorch's, interleaved and paired."""
+    import torch
+
+    from bnext import bench as suite
+    from bnext.accuracy import num_threads
+    from bnext.timing import ratio, spread
+
+    torch_dtype = _dtype(dtype)
+    if layout not in ("contiguous", "channels_last"):
+        raise typer.BadParameter(f"{layout!r} is neither contiguous nor channels_last")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise typer.BadParameter("no CUDA device here")
+    with num_threads(threads):
+        table = Table(
+            title=f"BatchNorm + ReLU {shape} {layout} {dtype}, {device}, "
+            f"{torch.get_num_threads()} threads: medians (quartiles) of the rounds"
+        )
+        for heading in ("mode", "variant", "us", "bnext / variant", "GB/s"):
+            table.add_column(heading, justify="right")
+        try:
+            for inputs, rounds in suite.bench(
+                shape, layout, torch_dtype, device, seconds=seconds, compiled=compiled
+            ):
+                for name, values in rounds.seconds.items():
+                    time = spread(values).median
+                    passes = suite.PASSES["copy" if name == "copy" else inputs.mode]
+                    paired = "" if name == "bnext" else str(ratio(rounds.seconds["bnext"], values))
+                    table.add_row(inputs.mode, name, f"{time * 1e6:.1f}", paired,
+                                  f"{passes * inputs.nbytes / time / 1e9:.1f}")  # fmt: skip
+                table.add_section()
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
     Console().print(table)
