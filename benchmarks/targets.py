@@ -1,4 +1,4 @@
-"""What bnext is to reach (issue 4), as data, and how far it is."""
+"""What bnext is to reach, as data, and how far it is."""
 
 from __future__ import annotations
 

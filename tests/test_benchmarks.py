@@ -297,7 +297,7 @@ def test_bnext_bench() -> None:
     assert bad.exit_code == 2 and "does not exist" in bad.output
 
 
-def test_the_grid_has_the_cells_of_the_issue() -> None:
+def test_the_grid_has_the_cells_that_were_asked_for() -> None:
     found = grid.cells()
     assert len(found) == len(set(found)) == 17 * 2 * 2
     assert {c.dtype for c in found} == {"float32", "bfloat16"}
