@@ -243,7 +243,8 @@ void workspace_holds_all_sets() {
       int64_t doubles = 0;
       if (t.splits() > 1) {
         // Of a team two buffers with a set for each block and one for the merge.
-        const int64_t set = chip ? teams * 2 * (t.splits() + 1) - 1 : of.num_ghosts * t.splits() - 1;
+        const int64_t set =
+            chip ? teams * 2 * (t.splits() + 1) - 1 : of.num_ghosts * t.splits() - 1;
         const auto sets = memory.pieces.at(chip ? 0 : t.tiles - 1, 0, set);
         const int64_t last = (chip ? t.tile_channels : of.layout.n_channel) - 1;
         check(at(sets.count) < at(memory.pieces.mean), "counts before means");
