@@ -1,6 +1,8 @@
 // Forward on the CPU: the fused op, and reduce and apply on their own.
 #include <ATen/ops/empty_like.h>
 
+#include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "../ops.h"
@@ -26,54 +28,99 @@ struct SavedStats {
   }
 };
 
+// Moments in double of `rows` sets of the same channels, which have one count per row.
+class MomentRows {
+ public:
+  MomentRows(std::int64_t rows, std::int64_t n_channel)
+      : n_channel_(n_channel), values_(new double[2 * rows * n_channel]) {}
+
+  double* mean(std::int64_t row) const { return values_.get() + 2 * row * n_channel_; }
+  double* m2(std::int64_t row) const { return mean(row) + n_channel_; }
+
+  // Merges a row of `other`, of `count` values, into one of this, of `before` values: one division
+  // for all the channels.
+  void merge(
+      Range channels,
+      std::int64_t row,
+      double before,
+      const MomentRows& other,
+      std::int64_t other_row,
+      double count) const {
+    double* const into_mean = mean(row);
+    double* const into_m2 = m2(row);
+    const double* const from_mean = other.mean(other_row);
+    const double* const from_m2 = other.m2(other_row);
+    const double b_over_n = count / (before + count);
+    const double ab_over_n = before * b_over_n;
+    for (std::int64_t c = channels.begin; c < channels.end; ++c) {
+      if (before == 0) {
+        into_mean[c] = from_mean[c];
+        into_m2[c] = from_m2[c];
+      } else {
+        merge_moments(into_mean[c], into_m2[c], from_mean[c], from_m2[c], b_over_n, ab_over_n);
+      }
+    }
+  }
+
+ private:
+  std::int64_t n_channel_;
+  std::unique_ptr<double[]> values_;
+};
+
 template <typename scalar_t>
 class Reduce {
  public:
-  using Scratch = std::vector<Welford<double>>;  // [num_partials, C]
+  using Scratch = MomentRows;  // a row per partial result
 
   Reduce(const Schedule& schedule, const at::Tensor& input)
       : schedule_(schedule),
         input_(input.const_data_ptr<scalar_t>()),
-        group_moments_(schedule.num_groups() * schedule.n_channel()) {}
+        groups_(schedule.num_groups(), schedule.n_channel()) {}
 
   Scratch make_partials() const {
-    return Scratch(schedule_.num_partials() * schedule_.n_channel());
+    return Scratch(schedule_.num_partials(), schedule_.n_channel());
   }
 
   void reduce(const Piece& piece, Scratch& partials) const {
-    Welford<double>* moments =
-        partials.data() + piece.partial * schedule_.n_channel() + piece.channel;
-    kernel_table().of<scalar_t>().reduce({input_ + piece.offset, moments}, piece.slab);
+    double* const mean = partials.mean(piece.partial) + piece.channel;
+    double* const m2 = partials.m2(piece.partial) + piece.channel;
+    kernel_table().of<scalar_t>().reduce({input_ + piece.offset, mean, m2}, piece.slab);
   }
 
-  // The moments of a channel of the ghost whose partials these are.
-  Welford<double> fold(std::int64_t group, std::int64_t channel, const Scratch& partials) {
-    Welford<double> total;
-    for (std::int64_t p = 0; p < schedule_.num_partials(); ++p) {
-      total.merge(partials[p * schedule_.n_channel() + channel]);
+  // Merges the partials into the first.
+  void fold(std::int64_t ghost, std::int64_t group, Range channels, Scratch& partials) const {
+    double before = schedule_.partial_count(ghost, 0);
+    for (std::int64_t p = 1; p < schedule_.num_partials(); ++p) {
+      const double count = schedule_.partial_count(ghost, p);
+      partials.merge(channels, 0, before, partials, p, count);
+      before += count;
     }
-    group_moments_[group * schedule_.n_channel() + channel].merge(total);
-    return total;
+    const std::int64_t first = schedule_.first_ghost(group);
+    groups_.merge(
+        channels, group, ghost == first ? 0 : schedule_.count(first, ghost), partials, 0, before);
   }
 
   // Those of the whole batch, for the running statistics.
   std::vector<Welford<double>> batch_moments() const {
-    const std::int64_t n_channel = schedule_.n_channel();
-    std::vector<Welford<double>> batch(n_channel);
-    at::parallel_for(0, n_channel, kGrainElements, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t group = 0; group < schedule_.num_groups(); ++group) {
-        for (std::int64_t c = begin; c < end; ++c) {
-          batch[c].merge(group_moments_[group * n_channel + c]);
-        }
-      }
-    });
+    const Range channels{0, schedule_.n_channel()};
+    double total = schedule_.count(0, schedule_.first_of_next(0));
+    for (std::int64_t group = 1; group < schedule_.num_groups(); ++group) {
+      const double count =
+          schedule_.count(schedule_.first_ghost(group), schedule_.first_of_next(group));
+      groups_.merge(channels, 0, total, groups_, group, count);
+      total += count;
+    }
+    std::vector<Welford<double>> batch(channels.end);
+    for (std::int64_t c = 0; c < channels.end; ++c) {
+      batch[c] = {total, groups_.mean(0)[c], groups_.m2(0)[c]};
+    }
     return batch;
   }
 
  private:
   const Schedule& schedule_;
   const scalar_t* input_;
-  std::vector<Welford<double>> group_moments_;  // [num_groups, C]
+  MomentRows groups_;
 };
 
 // The steps of batch_norm_reduce: moments of every ghost, in double.
@@ -89,11 +136,10 @@ class ReduceSteps {
   void prepare(std::int64_t, Scratch&) const {}
   void reduce(const Piece& piece, Scratch& scratch) const { reduce_.reduce(piece, scratch); }
   void fold(std::int64_t ghost, std::int64_t group, Range channels, Scratch& scratch) {
-    for (std::int64_t c = channels.begin; c < channels.end; ++c) {
-      const Welford<double> moments = reduce_.fold(group, c, scratch);
-      mean_[ghost * n_channel_ + c] = moments.mean;
-      m2_[ghost * n_channel_ + c] = moments.m2;
-    }
+    reduce_.fold(ghost, group, channels, scratch);
+    const std::int64_t first = ghost * n_channel_ + channels.begin;
+    std::copy_n(scratch.mean(0) + channels.begin, channels.size(), mean_ + first);
+    std::copy_n(scratch.m2(0) + channels.begin, channels.size(), m2_ + first);
   }
   void apply(const Piece&, Scratch&) const {}
 
@@ -110,7 +156,7 @@ class ForwardSteps {
  public:
   using acc_t = AccType<scalar_t>;
   struct Scratch {
-    std::vector<Welford<double>> partials;
+    MomentRows partials;
     std::vector<acc_t> scale;
     std::vector<acc_t> shift;
     const acc_t* mean;
@@ -137,7 +183,7 @@ class ForwardSteps {
   Scratch make_scratch() const {
     const std::int64_t n_channel = schedule_.n_channel();
     return {
-        given_stats_ ? std::vector<Welford<double>>() : reduce_.make_partials(),
+        reduce_.make_partials(),
         std::vector<acc_t>(n_channel), std::vector<acc_t>(n_channel), nullptr};
   }
 
@@ -154,8 +200,12 @@ class ForwardSteps {
   }
 
   void fold(std::int64_t ghost, std::int64_t group, Range channels, Scratch& scratch) {
+    reduce_.fold(ghost, group, channels, scratch.partials);
+    const double count = schedule_.count(ghost);
     for (std::int64_t c = channels.begin; c < channels.end; ++c) {
-      const auto stats = channel_stats<acc_t>(reduce_.fold(group, c, scratch.partials), eps_);
+      const Welford<double> moments{
+          count, scratch.partials.mean(0)[c], scratch.partials.m2(0)[c]};
+      const auto stats = channel_stats<acc_t>(moments, eps_);
       saved_.set(ghost * schedule_.n_channel() + c, stats);
       set_constants(c, stats, scratch);
     }

@@ -28,9 +28,9 @@ struct Slab {
   std::int64_t channels() const { return length / inner; }
 };
 
-// A channel's run of this many adjacent elements or fewer is a few columns of a wide matrix, whose
-// lines are rows or samples; a longer one is a matrix of its own.
-constexpr std::int64_t kShortRun = 64;
+// A channel's run of this many adjacent elements or fewer, less than the widest pack, is a few
+// columns of a wide matrix, whose lines are rows or samples; a longer one is walked on its own.
+constexpr std::int64_t kShortRun = 31;
 
 // Pointers to elements point at the slab's first element, those to per-channel values at its first
 // channel.
@@ -38,7 +38,9 @@ constexpr std::int64_t kShortRun = 64;
 template <typename scalar_t>
 struct ReduceArgs {
   const scalar_t* input;
-  Welford<double>* moments;  // out: of the slab's values of each channel
+  // Out: of the slab's values of each channel, lines * inner of them.
+  double* mean;
+  double* m2;
 };
 
 template <typename scalar_t>

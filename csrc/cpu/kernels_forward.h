@@ -1,6 +1,7 @@
 // reduce and apply on the CPU.
 #pragma once
 
+#include "../core/layout.h"
 #include "kernels.h"
 #include "pack.h"
 #include "tiles.h"
@@ -10,112 +11,136 @@ namespace CPU_CAPABILITY {
 namespace {
 
 // Lines of a block, whose sums are kept in acc_t before they are merged in double.
-constexpr std::int64_t kBlockLines = 64;
+constexpr std::int64_t kBlockLines = 128;
 
-// The first lines of a block, whose mean is its pivot.
-constexpr std::int64_t kPivotLines = 8;
+// Lines of a block to each of those whose mean is its pivot.
+constexpr std::int64_t kLinesPerPivotLine = 8;
 
-// The least lines that are summed before their sum is added to the block's.
-constexpr std::int64_t kMinLinesAdded = 4;
+// Sums of d = x - pivot and of d * d over the lines of a strip. A block of n lines is read once: the
+// mean of its first k is the pivot of all, so that sum(d * d) <= (1 + n / k) * M2 and the correction
+// cannot cancel (docs/math.md).
+template <typename scalar_t, int K>
+struct StripSums {
+  using P = Pack<scalar_t>;
 
-// Moments of each column of a tile. A block of lines is read once: the mean of its first group of
-// k lines is the pivot of all its n lines, so that sum(d * d) <= (1 + n / k) * M2 and the
-// correction cannot cancel (docs/math.md).
+  BNEXT_INLINE StripSums() {
+    BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
+      d[k] = dd[k] = P(0);
+    }
+  }
+
+  BNEXT_INLINE void add(const scalar_t* x, const Strip& strip, const P (&pivot)[K]) {
+    for (std::int64_t left = strip.lines; left > 0; left -= kGroupLines) {
+      StripSums group;
+      for (std::int64_t i = std::min(left, kGroupLines); i > 0; --i, x += strip.stride) {
+        BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
+          prefetch(x + k * P::kSize, strip.ahead);
+          group.add_pack(P::load(x + k * P::kSize, strip.lanes) - pivot[k], k);
+        }
+      }
+      BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
+        d[k] = d[k] + group.d[k];
+        dd[k] = dd[k] + group.dd[k];
+      }
+    }
+  }
+
+  BNEXT_INLINE void add_pack(const P& deviation, int k) {
+    d[k] = d[k] + deviation;
+    dd[k] = Math<P>::fmadd(deviation, deviation, dd[k]);
+  }
+
+  P d[K];
+  P dd[K];
+};
+
+// The sum of the lines of a strip.
+template <typename scalar_t, int K>
+BNEXT_INLINE void sum_lines(const scalar_t* x, const Strip& strip, Pack<scalar_t> (&sum)[K]) {
+  using P = Pack<scalar_t>;
+  BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
+    sum[k] = P::load(x + k * P::kSize, strip.lanes);
+  }
+  for (std::int64_t i = 1; i < strip.lines; ++i) {
+    x += strip.stride;
+    BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
+      sum[k] = sum[k] + P::load(x + k * P::kSize, strip.lanes);
+    }
+  }
+}
+
+// Moments of each column of a wide matrix.
 template <typename scalar_t>
-class TileMoments {
+class ColumnMoments {
   using acc_t = AccType<scalar_t>;
   using P = Pack<scalar_t>;
 
  public:
-  BNEXT_KERNEL void reduce(const scalar_t* input, const Tile& tile) {
-    columns_ = tile.columns;
-    lines_ = tile.lines;
-    for (std::int64_t begin = 0; begin < tile.lines; begin += kBlockLines) {
-      const std::int64_t end = std::min(begin + kBlockLines, tile.lines);
-      add_block(input, tile, begin, end);
-      merge_block(begin, end - begin);
+  BNEXT_KERNEL void reduce(
+      const scalar_t* input, std::int64_t lines, std::int64_t columns, std::int64_t stride) {
+    const std::int64_t ahead = prefetch_distance<scalar_t>(stride);
+    for (std::int64_t begin = 0; begin < lines; begin += kBlockLines) {
+      const std::int64_t block_lines = std::min(kBlockLines, lines - begin);
+      for_each_column_strip<scalar_t, kStripPacks<scalar_t>>(
+          columns, [&](auto packs, std::int64_t column, std::int64_t lanes) {
+        add_block(
+            packs, input + begin * stride + column,
+            Strip{0, block_lines, stride, lanes, ahead}, column);
+      });
+      merge_block(static_cast<double>(begin), static_cast<double>(block_lines), columns);
     }
-    slots_to_columns<scalar_t>(mean_, columns_);
-    slots_to_columns<scalar_t>(m2_, columns_);
   }
 
   // Of the `inner` columns of one channel.
-  Welford<double> channel(std::int64_t column, std::int64_t inner) const {
-    const auto lines = static_cast<double>(lines_);
-    if (inner == 1) {
-      return {lines, mean_[column], m2_[column]};
-    }
-    return merge_equal(mean_ + column, m2_ + column, inner, lines);
+  void channel(
+      std::int64_t column, std::int64_t inner, std::int64_t lines, double& mean, double& m2) const {
+    const auto merged =
+        merge_equal(mean_ + column, m2_ + column, inner, static_cast<double>(lines));
+    mean = merged.mean;
+    m2 = merged.m2;
   }
+  const double* mean() const { return mean_; }
+  const double* m2() const { return m2_; }
 
  private:
+  template <int K>
   BNEXT_INLINE void add_block(
-      const scalar_t* input, const Tile& tile, std::int64_t begin, std::int64_t end) {
-    const std::int64_t pivot_end = std::min(begin + kPivotLines, end);
-    add_lines<true>(input, tile, begin, pivot_end, kPivotLines);
-    // Some lines at once in any case: their sum is then added to that of the block, which rounds
-    // less than 64 additions in a row.
-    const std::int64_t group = std::max(kMinLinesAdded, lines_at_once(tile));
-    add_lines<false>(input, tile, pivot_end, end, group);
-  }
-
-  template <bool kFirst>
-  BNEXT_INLINE void add_lines(
-      const scalar_t* input,
-      const Tile& tile,
-      std::int64_t begin,
-      std::int64_t end,
-      std::int64_t group) {
-    for_each_pack<scalar_t>(
-        tile, begin, end, group,
-        [&](std::int64_t line, std::int64_t lines, std::int64_t column, std::int64_t slot,
-            std::int64_t lanes) {
-      const scalar_t* x = input + line * tile.stride + column;
-      P pivot, sum_d(0), sum_dd(0);
-      if constexpr (kFirst) {
-        P sum = P::load(x, lanes);
-        for (std::int64_t i = 1; i < lines; ++i) {
-          sum = sum + P::load(x + i * tile.stride, lanes);
-        }
-        pivot = finite_pivot(sum * P(acc_t(1) / static_cast<acc_t>(lines)));
-        pivot.store_acc(pivot_ + slot);
-      } else {
-        pivot = P::load_acc(pivot_ + slot);
-      }
-      for (std::int64_t i = 0; i < lines; ++i) {
-        const P d = P::load(x + i * tile.stride, lanes) - pivot;
-        sum_d = sum_d + d;
-        sum_dd = Math<P>::fmadd(d, d, sum_dd);
-      }
-      if constexpr (!kFirst) {
-        sum_d = P::load_acc(sum_d_ + slot) + sum_d;
-        sum_dd = P::load_acc(sum_dd_ + slot) + sum_dd;
-      }
-      sum_d.store_acc(sum_d_ + slot);
-      sum_dd.store_acc(sum_dd_ + slot);
-    });
-  }
-
-  void merge_block(std::int64_t lines_before, std::int64_t block_lines) {
-    const auto before = static_cast<double>(lines_before);
-    const auto block = static_cast<double>(block_lines);
-    const double one_over_n = 1.0 / block;
-    const double b_over_n = block / (before + block);
-    const std::int64_t slots = num_slots<scalar_t>(columns_);
-    for (std::int64_t i = 0; i < slots; ++i) {
-      double mean, m2;
-      shifted_moments<double>(pivot_[i], sum_d_[i], sum_dd_[i], one_over_n, mean, m2);
-      if (lines_before == 0) {
-        mean_[i] = mean;
-        m2_[i] = m2;
-      } else {
-        merge_moments(mean_[i], m2_[i], mean, m2, b_over_n, before * b_over_n);
-      }
+      Packs<K>, const scalar_t* x, const Strip& strip, std::int64_t column) {
+    Strip first = strip;
+    first.lines = ceil_div(strip.lines, kLinesPerPivotLine);
+    P pivot[K];
+    sum_lines(x, first, pivot);
+    const P one_over_k(acc_t(1) / static_cast<acc_t>(first.lines));
+    BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
+      pivot[k] = finite_pivot(pivot[k] * one_over_k);
+    }
+    StripSums<scalar_t, K> sums;
+    sums.add(x, strip, pivot);
+    BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
+      const std::int64_t at = column + k * P::kSize;
+      pivot[k].store_acc(pivot_ + at, strip.lanes);
+      sums.d[k].store_acc(sum_d_ + at, strip.lanes);
+      sums.dd[k].store_acc(sum_dd_ + at, strip.lanes);
     }
   }
 
-  std::int64_t columns_ = 0;
-  std::int64_t lines_ = 0;
+  void merge_block(double before, double lines, std::int64_t columns) {
+    const double one_over_n = 1.0 / lines;
+    const double b_over_n = lines / (before + lines);
+    const double ab_over_n = before * b_over_n;
+    if (before == 0) {
+      for (std::int64_t i = 0; i < columns; ++i) {
+        shifted_moments<double>(pivot_[i], sum_d_[i], sum_dd_[i], one_over_n, mean_[i], m2_[i]);
+      }
+      return;
+    }
+    for (std::int64_t i = 0; i < columns; ++i) {
+      double mean, m2;
+      shifted_moments<double>(pivot_[i], sum_d_[i], sum_dd_[i], one_over_n, mean, m2);
+      merge_moments(mean_[i], m2_[i], mean, m2, b_over_n, ab_over_n);
+    }
+  }
+
   alignas(64) acc_t pivot_[kTileColumns];
   alignas(64) acc_t sum_d_[kTileColumns];
   alignas(64) acc_t sum_dd_[kTileColumns];
@@ -124,61 +149,139 @@ class TileMoments {
 };
 
 template <typename scalar_t>
-void reduce(const ReduceArgs<scalar_t>& args, const Slab& slab) {
-  std::fill_n(args.moments, slab.channels(), Welford<double>{});
-  TileMoments<scalar_t> moments;
-  for_each_tile<scalar_t>(slab, [&](const Tile& tile) {
-    moments.reduce(args.input + tile.offset, tile);
-    Welford<double>* out = args.moments + tile.channel;
-    for (std::int64_t column = 0; column < tile.columns; column += tile.inner) {
-      (out++)->merge(moments.channel(column, tile.inner));
+void reduce_columns(const ReduceArgs<scalar_t>& args, const Slab& slab) {
+  ColumnMoments<scalar_t> moments;
+  const std::int64_t tile = kTileColumns / slab.inner * slab.inner;
+  for (std::int64_t begin = 0; begin < slab.length; begin += tile) {
+    const std::int64_t columns = std::min(tile, slab.length - begin);
+    moments.reduce(args.input + begin, slab.lines, columns, slab.stride);
+    const std::int64_t channel = begin / slab.inner;
+    if (slab.inner == 1) {
+      std::copy_n(moments.mean(), columns, args.mean + channel);
+      std::copy_n(moments.m2(), columns, args.m2 + channel);
+      continue;
     }
-  });
+    for (std::int64_t c = 0; c < columns / slab.inner; ++c) {
+      moments.channel(
+          c * slab.inner, slab.inner, slab.lines, args.mean[channel + c], args.m2[channel + c]);
+    }
+  }
 }
 
-template <typename scalar_t, typename Act, bool kResidual>
-BNEXT_KERNEL void apply_tile(
-    const ApplyArgs<scalar_t>& args,
-    const Tile& tile,
-    const AccType<scalar_t>* mean,
-    const AccType<scalar_t>* scale,
-    const AccType<scalar_t>* shift) {
+// Sums of a block of adjacent elements of one channel about their pivot, which all lanes share.
+template <typename scalar_t>
+BNEXT_INLINE void reduce_block(const scalar_t* x, std::int64_t size, double& mean, double& m2) {
+  using acc_t = AccType<scalar_t>;
   using P = Pack<scalar_t>;
-  for_each_pack<scalar_t>(
-      tile, 0, tile.lines, lines_at_once(tile),
-      [&](std::int64_t line, std::int64_t lines, std::int64_t column, std::int64_t,
-          std::int64_t lanes) {
-    const P m = P::load_acc(mean + column, lanes);
-    const P s = P::load_acc(scale + column, lanes);
-    const P t = P::load_acc(shift + column, lanes);
-    for (std::int64_t i = 0; i < lines; ++i) {
-      const std::int64_t at = tile.offset + (line + i) * tile.stride + column;
-      P z = normalize(P::load(args.input + at, lanes), m, s, t);
-      if constexpr (kResidual) {
-        z = z + P::load(args.residual + at, lanes);
-      }
-      Act::forward(z).store(args.output + at, lanes);
+  constexpr int K = kStripPacks<scalar_t>;
+  double pivot_sum;
+  std::int64_t pivot_size = P::kSize;
+  if (const std::int64_t lines = size / (K * P::kSize); lines != 0) {
+    P sum[K];
+    const std::int64_t pivot_lines = ceil_div(lines, kLinesPerPivotLine);
+    sum_lines(x, Strip{0, pivot_lines, K * P::kSize, P::kSize, 0}, sum);
+    pivot_sum = sum_of(sum).sum_lanes();
+    pivot_size = pivot_lines * K * P::kSize;
+  } else {
+    pivot_sum = P::load(x).sum_lanes();
+  }
+  const acc_t pivot = finite_pivot(static_cast<acc_t>(pivot_sum / static_cast<double>(pivot_size)));
+  StripSums<scalar_t, 1> sums;
+  const P one_pivot[1] = {P(pivot)};
+  for_each_run_strip<scalar_t, K>(
+      0, size,
+      [&](auto packs, const Strip& strip) {
+    P pivots[packs()];
+    BNEXT_UNROLL_HOST for (P& p : pivots) {
+      p = one_pivot[0];
     }
+    StripSums<scalar_t, packs()> strip_sums;
+    strip_sums.add(x + strip.at, strip, pivots);
+    sums.d[0] = sums.d[0] + sum_of(strip_sums.d);
+    sums.dd[0] = sums.dd[0] + sum_of(strip_sums.dd);
+  },
+      [&](const Strip& strip, std::int64_t rest) {
+    sums.add_pack((P::load(x + strip.at) - one_pivot[0]).last(rest), 0);
   });
+  shifted_moments<double>(
+      pivot, sums.d[0].sum_lanes(), sums.dd[0].sum_lanes(), 1.0 / static_cast<double>(size), mean,
+      m2);
+}
+
+// The runs of all lines and channels in memory order, long ones in blocks.
+template <typename scalar_t>
+BNEXT_KERNEL void reduce_runs(const ReduceArgs<scalar_t>& args, const Slab& slab) {
+  constexpr std::int64_t kBlock = kBlockLines * kStripPacks<scalar_t> * Pack<scalar_t>::kSize;
+  const std::int64_t blocks = ceil_div(slab.inner, kBlock);
+  for (std::int64_t line = 0; line < slab.lines; ++line) {
+    for (std::int64_t c = 0; c < slab.channels(); ++c) {
+      const scalar_t* run = args.input + line * slab.stride + c * slab.inner;
+      for (std::int64_t block = 0; block < blocks; ++block) {
+        const Range range = split_range(slab.inner, blocks, block);
+        double mean, m2;
+        reduce_block(run + range.begin, range.size(), mean, m2);
+        const auto before = static_cast<double>(line * slab.inner + range.begin);
+        if (before == 0) {
+          args.mean[c] = mean;
+          args.m2[c] = m2;
+        } else {
+          const auto size = static_cast<double>(range.size());
+          const double b_over_n = size / (before + size);
+          merge_moments(args.mean[c], args.m2[c], mean, m2, b_over_n, before * b_over_n);
+        }
+      }
+    }
+  }
+}
+
+template <typename scalar_t>
+void reduce(const ReduceArgs<scalar_t>& args, const Slab& slab) {
+  if (slab.inner <= kShortRun) {
+    reduce_columns(args, slab);
+  } else {
+    reduce_runs(args, slab);
+  }
 }
 
 template <typename scalar_t, typename Act, bool kResidual>
-void apply_tiles(const ApplyArgs<scalar_t>& args, const Slab& slab) {
-  ColumnConstants<AccType<scalar_t>> means, scales, shifts;
-  for_each_tile<scalar_t>(slab, [&](const Tile& tile) {
-    apply_tile<scalar_t, Act, kResidual>(
-        args, tile, means.expand(args.mean, tile), scales.expand(args.scale, tile),
-        shifts.expand(args.shift, tile));
+BNEXT_KERNEL void apply_slab(const ApplyArgs<scalar_t>& args, const Slab& slab) {
+  using P = Pack<scalar_t>;
+  for_each_strip<scalar_t, kStripPacks<scalar_t>>(
+      slab, [&](auto packs, const Strip& strip, auto constants) {
+    constexpr int K = packs();
+    P mean[K], scale[K], shift[K];
+    BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
+      mean[k] = constants.template get<P>(args.mean, k);
+      scale[k] = constants.template get<P>(args.scale, k);
+      shift[k] = constants.template get<P>(args.shift, k);
+    }
+    std::int64_t at = strip.at;
+    for (std::int64_t i = 0; i < strip.lines; ++i, at += strip.stride) {
+      BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
+        const std::int64_t here = at + k * P::kSize;
+        prefetch(args.input + here, strip.ahead);
+        P z = normalize(P::load(args.input + here, strip.lanes), mean[k], scale[k], shift[k]);
+        if constexpr (kResidual) {
+          z = z + P::load(args.residual + here, strip.lanes);
+        }
+        Act::forward(z).store(args.output + here, strip.lanes);
+      }
+    }
   });
 }
 
 template <typename scalar_t>
 void apply(const ApplyArgs<scalar_t>& args, const Slab& slab) {
+  Constants<AccType<scalar_t>> mean, scale, shift;
+  ApplyArgs<scalar_t> expanded = args;
+  expanded.mean = mean.expand(args.mean, slab);
+  expanded.scale = scale.expand(args.scale, slab);
+  expanded.shift = shift.expand(args.shift, slab);
   dispatch_activation(args.activation, [&](auto act) {
     if (args.residual != nullptr) {
-      apply_tiles<scalar_t, decltype(act), true>(args, slab);
+      apply_slab<scalar_t, decltype(act), true>(expanded, slab);
     } else {
-      apply_tiles<scalar_t, decltype(act), false>(args, slab);
+      apply_slab<scalar_t, decltype(act), false>(expanded, slab);
     }
   });
 }

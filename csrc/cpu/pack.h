@@ -14,6 +14,7 @@
 // Left to itself, g++ calls a function for each vector addition once a file is large enough.
 #define BNEXT_INLINE inline __attribute__((always_inline))
 #define BNEXT_NOINLINE __attribute__((noinline))
+#define BNEXT_UNROLL_HOST _Pragma("GCC unroll 16")
 // One function of its own, with all it calls inlined: the loops of a kernel.
 #define BNEXT_KERNEL __attribute__((flatten, noinline))
 
@@ -83,6 +84,36 @@ struct Pack {
     return lanes == kSize ? load_acc(p) : load_acc_part(p, lanes);
   }
 
+  BNEXT_INLINE void store_acc(acc_t* p, std::int64_t lanes) const {
+    if (lanes == kSize) {
+      store_acc(p);
+    } else {
+      store_acc_part(p, lanes);
+    }
+  }
+
+  // The last `lanes` lanes as they are, the others 0: of a pack that overlaps the one before it.
+  BNEXT_INLINE Pack last(std::int64_t lanes) const {
+    Pack out;
+    for (int i = 0; i < kVecs; ++i) {
+      const Vec mask = Vec::loadu(kLastLanes.values + lanes + i * Vec::size());
+      out.v[i] = Vec::blendv(Vec(0), v[i], mask != Vec(0));
+    }
+    return out;
+  }
+
+  // In double.
+  BNEXT_INLINE double sum_lanes() const {
+    alignas(64) acc_t lanes[Vec::size()];
+    (kVecs == 1 ? v[0] : v[0] + v[kVecs - 1]).store(lanes);
+    double sum[2] = {0, 0};
+    BNEXT_UNROLL_HOST for (int i = 0; i < Vec::size(); i += 2) {
+      sum[0] += lanes[i];
+      sum[1] += lanes[i + 1];
+    }
+    return sum[0] + sum[1];
+  }
+
   BNEXT_INLINE friend Pack operator+(Pack a, const Pack& b) {
     for (int i = 0; i < kVecs; ++i) {
       a.v[i] = a.v[i] + b.v[i];
@@ -109,6 +140,17 @@ struct Pack {
   }
 
  private:
+  // A window of kSize values that starts at `lanes` has that many ones, at its end.
+  struct LastLanes {
+    constexpr LastLanes() {
+      for (std::int64_t i = 0; i < 2 * kSize; ++i) {
+        values[i] = i < kSize ? acc_t(0) : acc_t(1);
+      }
+    }
+    acc_t values[2 * kSize];
+  };
+  static constexpr LastLanes kLastLanes{};
+
   BNEXT_NOINLINE static Pack load_part(const scalar_t* p, std::int64_t lanes) {
     scalar_t padded[kSize] = {};
     std::copy_n(p, lanes, padded);
@@ -117,6 +159,11 @@ struct Pack {
   BNEXT_NOINLINE void store_part(scalar_t* p, std::int64_t lanes) const {
     scalar_t padded[kSize];
     store(padded);
+    std::copy_n(padded, lanes, p);
+  }
+  BNEXT_NOINLINE void store_acc_part(acc_t* p, std::int64_t lanes) const {
+    acc_t padded[kSize];
+    store_acc(padded);
     std::copy_n(padded, lanes, p);
   }
   BNEXT_NOINLINE static Pack load_acc_part(const acc_t* p, std::int64_t lanes) {
