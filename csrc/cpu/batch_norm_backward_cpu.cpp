@@ -50,6 +50,8 @@ class BackwardSteps {
         group_sums_(sums_given ? 0 : schedule.num_groups() * schedule.n_channel()),
         grad_input_(optional_grad(tensors.grad_input)),
         grad_residual_(optional_grad(tensors.grad_residual)) {
+    advise_huge_pages(tensors.grad_input);
+    advise_huge_pages(tensors.grad_residual);
     args_.grad_output = tensors.grad_output.const_data_ptr<scalar_t>();
     args_.input = tensors.input.const_data_ptr<scalar_t>();
     args_.extra = optional_data<scalar_t>(tensors.extra);
@@ -117,6 +119,7 @@ class BackwardSteps {
     args.coef_0 = frozen_ ? nullptr : scratch.coef_0.data() + piece.channel;
     args.grad_input = at_offset(grad_input_, piece.offset);
     args.grad_residual = at_offset(grad_residual_, piece.offset);
+    args.stream = schedule_.stream(piece, sizeof(scalar_t));
     kernel_table().of<scalar_t>().grad_apply(args, piece.slab);
   }
 

@@ -178,7 +178,9 @@ class ForwardSteps {
         activation_(tensors.activation),
         saved_(saved),
         eps_(eps),
-        given_stats_(given_stats) {}
+        given_stats_(given_stats) {
+    advise_huge_pages(tensors.output);
+  }
 
   Scratch make_scratch() const {
     const std::int64_t n_channel = schedule_.n_channel();
@@ -220,6 +222,7 @@ class ForwardSteps {
     args.scale = scratch.scale.data() + piece.channel;
     args.shift = scratch.shift.data() + piece.channel;
     args.activation = activation_;
+    args.stream = schedule_.stream(piece, sizeof(scalar_t));
     kernel_table().of<scalar_t>().apply(args, piece.slab);
   }
 

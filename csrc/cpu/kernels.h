@@ -32,6 +32,12 @@ struct Slab {
 // columns of a wide matrix, whose lines are rows or samples; a longer one is walked on its own.
 constexpr std::int64_t kShortRun = 31;
 
+// `offset` elements on; null stays null.
+template <typename T>
+T* at_offset(T* pointer, std::int64_t offset) {
+  return pointer != nullptr ? pointer + offset : nullptr;
+}
+
 // Pointers to elements point at the slab's first element, those to per-channel values at its first
 // channel.
 
@@ -53,6 +59,13 @@ struct ApplyArgs {
   const acc_t* scale;
   const acc_t* shift;
   Activation activation;
+  bool stream;  // store past the caches: all lines and runs start at multiples of 64 bytes
+
+  void advance(std::int64_t offset) {
+    input += offset;
+    residual = at_offset(residual, offset);
+    output += offset;
+  }
 };
 
 template <typename scalar_t>
@@ -66,6 +79,12 @@ struct GradArgs {
   const acc_t* shift;
   Activation activation;
   Derivative derivative;
+
+  void advance(std::int64_t offset) {
+    grad_output += offset;
+    input += offset;
+    extra = at_offset(extra, offset);
+  }
 };
 
 template <typename scalar_t>
@@ -80,6 +99,13 @@ struct GradApplyArgs : GradArgs<scalar_t> {
   const acc_t* coef_0;
   scalar_t* grad_input;     // null if not wanted
   scalar_t* grad_residual;  // null if not wanted
+  bool stream;              // as in ApplyArgs
+
+  void advance(std::int64_t offset) {
+    GradArgs<scalar_t>::advance(offset);
+    grad_input = at_offset(grad_input, offset);
+    grad_residual = at_offset(grad_residual, offset);
+  }
 };
 
 template <typename scalar_t>

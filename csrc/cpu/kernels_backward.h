@@ -41,13 +41,13 @@ struct GradPack {
   template <typename Act, Derivative kDerivative, int K>
   BNEXT_INLINE static GradPack load(
       const GradArgs<scalar_t>& args,
-      std::int64_t at,
       const Strip& strip,
+      std::int64_t line,
       const GradConstants<scalar_t, K>& constants,
       int k) {
-    at += k * P::kSize;
-    prefetch(args.input + at, strip.ahead);
-    prefetch(args.grad_output + at, strip.ahead);
+    const std::int64_t at = strip.at + line * strip.stride + k * P::kSize;
+    fetch<K>(args.input, strip, line, k);
+    fetch<K>(args.grad_output, strip, line, k);
     const P grad = P::load(args.grad_output + at, strip.lanes);
     const P xmu = P::load(args.input + at, strip.lanes) - constants.mean[k];
     if constexpr (std::is_same_v<Act, NoActivation>) {
@@ -97,20 +97,30 @@ struct StripGradSums {
   }
 
   template <typename Act, Derivative kDerivative>
+  BNEXT_INLINE void add_lines(
+      const GradArgs<scalar_t>& args,
+      const Strip& strip,
+      std::int64_t begin,
+      std::int64_t end,
+      const GradConstants<scalar_t, K>& constants) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
+        add_pack(
+            GradPack<scalar_t>::template load<Act, kDerivative>(args, strip, i, constants, k), k);
+      }
+    }
+  }
+
+  // A few lines at a time: two levels of sums round less than one.
+  template <typename Act, Derivative kDerivative>
   BNEXT_INLINE void add(
       const GradArgs<scalar_t>& args,
       const Strip& strip,
       const GradConstants<scalar_t, K>& constants) {
-    std::int64_t at = strip.at;
-    for (std::int64_t left = strip.lines; left > 0; left -= kGroupLines) {
+    for (std::int64_t begin = 0; begin < strip.lines; begin += kGroupLines) {
       StripGradSums group;
-      for (std::int64_t i = std::min(left, kGroupLines); i > 0; --i, at += strip.stride) {
-        BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
-          group.add_pack(
-              GradPack<scalar_t>::template load<Act, kDerivative>(args, at, strip, constants, k),
-              k);
-        }
-      }
+      group.template add_lines<Act, kDerivative>(
+          args, strip, begin, std::min(begin + kGroupLines, strip.lines), constants);
       BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
         dy[k] = dy[k] + group.dy[k];
         dy_xmu[k] = dy_xmu[k] + group.dy_xmu[k];
@@ -137,23 +147,30 @@ class ColumnGradSums {
   template <typename Act, Derivative kDerivative>
   BNEXT_KERNEL void reduce(
       const GradArgs<scalar_t>& args, const Slab& slab, std::int64_t first, std::int64_t columns) {
-    const std::int64_t ahead = prefetch_distance<scalar_t>(slab.stride);
+    const std::int64_t group = near_lines<scalar_t>(slab.stride, tGroup, tMinGroup, kGroupLines);
     std::fill_n(sum_dy_, columns, 0.0);
     std::fill_n(sum_dy_xmu_, columns, 0.0);
     for (std::int64_t begin = 0; begin < slab.lines; begin += kGradBlockLines) {
       const std::int64_t lines = std::min(kGradBlockLines, slab.lines - begin);
-      for_each_column_strip<scalar_t, kGradStripPacks<scalar_t>>(
-          columns, [&](auto packs, std::int64_t column, std::int64_t lanes) {
-        const PerColumn source{first + column, lanes};
-        StripGradSums<scalar_t, packs()> sums;
-        sums.template add<Act, kDerivative>(
-            args, Strip{begin * slab.stride + first + column, lines, slab.stride, lanes, ahead},
-            GradConstants<scalar_t, packs()>(args, source));
-        BNEXT_UNROLL_HOST for (int k = 0; k < packs(); ++k) {
-          sums.dy[k].store_acc(block_dy_ + column + k * P::kSize, lanes);
-          sums.dy_xmu[k].store_acc(block_dy_xmu_ + column + k * P::kSize, lanes);
-        }
-      });
+      for (std::int64_t line = 0; line < lines; line += group) {
+        const std::int64_t group_lines = std::min(group, lines - line);
+        for_each_column_strip<scalar_t, kStripPacks<scalar_t>>(
+            columns,
+            [&](auto packs, std::int64_t column, std::int64_t lanes, std::int64_t fresh) {
+          const Strip strip{
+              (begin + line) * slab.stride + first + column, group_lines, slab.stride, lanes,
+              fetch_start(slab, begin + line, group_lines, first + column)};
+          StripGradSums<scalar_t, packs()> sums;
+          sums.template add_lines<Act, kDerivative>(
+              args, strip, 0, strip.lines,
+              GradConstants<scalar_t, packs()>(args, PerColumn{first + column, lanes}));
+          BNEXT_UNROLL_HOST for (int k = 0; k < packs(); ++k) {
+            const std::int64_t at = column + k * P::kSize;
+            add_to(block_dy_ + at, sums.dy[k], lanes, fresh, line == 0);
+            add_to(block_dy_xmu_ + at, sums.dy_xmu[k], lanes, fresh, line == 0);
+          }
+        });
+      }
       for (std::int64_t i = 0; i < columns; ++i) {
         sum_dy_[i] += block_dy_[i];
         sum_dy_xmu_[i] += block_dy_xmu_[i];
@@ -161,11 +178,14 @@ class ColumnGradSums {
     }
   }
 
-  // Of the `inner` columns of one channel.
-  GradSums channel(std::int64_t column, std::int64_t inner) const {
+  // Of the channel whose `inner` columns start at `column`, and again every `period` columns.
+  GradSums channel(
+      std::int64_t column, std::int64_t inner, std::int64_t period, std::int64_t columns) const {
     GradSums sums;
-    for (std::int64_t i = column; i < column + inner; ++i) {
-      sums.add({sum_dy_[i], sum_dy_xmu_[i]});
+    for (; column < columns; column += period) {
+      for (std::int64_t i = column; i < column + inner; ++i) {
+        sums.add({sum_dy_[i], sum_dy_xmu_[i]});
+      }
     }
     return sums;
   }
@@ -178,15 +198,17 @@ class ColumnGradSums {
 };
 
 template <typename scalar_t, typename Act, Derivative kDerivative>
-void grad_reduce_columns(const GradReduceArgs<scalar_t>& args, const Slab& slab) {
+void grad_reduce_columns(
+    const GradReduceArgs<scalar_t>& args, const Slab& slab, std::int64_t repeat) {
   ColumnGradSums<scalar_t> sums;
   const std::int64_t tile = kTileColumns / slab.inner * slab.inner;
-  for (std::int64_t begin = 0; begin < slab.length; begin += tile) {
+  const std::int64_t period = slab.length / repeat;
+  for (std::int64_t begin = 0; begin < period; begin += tile) {
     const std::int64_t columns = std::min(tile, slab.length - begin);
     sums.template reduce<Act, kDerivative>(args, slab, begin, columns);
     GradSums* out = args.sums + begin / slab.inner;
-    for (std::int64_t column = 0; column < columns; column += slab.inner) {
-      *out++ = sums.channel(column, slab.inner);
+    for (std::int64_t column = 0; column < std::min(columns, period); column += slab.inner) {
+      (out++)->add(sums.channel(column, slab.inner, period, columns));
     }
   }
 }
@@ -195,7 +217,7 @@ void grad_reduce_columns(const GradReduceArgs<scalar_t>& args, const Slab& slab)
 template <typename scalar_t, typename Act, Derivative kDerivative>
 BNEXT_INLINE GradSums grad_reduce_block(
     const GradArgs<scalar_t>& args, std::int64_t at, std::int64_t size, std::int64_t channel) {
-  constexpr int K = kGradStripPacks<scalar_t>;
+  constexpr int K = kStripPacks<scalar_t>;
   const PerChannel source{channel};
   StripGradSums<scalar_t, 1> sums;
   for_each_run_strip<scalar_t, K>(
@@ -209,7 +231,7 @@ BNEXT_INLINE GradSums grad_reduce_block(
   },
       [&](const Strip& strip, std::int64_t rest) {
     auto pack = GradPack<scalar_t>::template load<Act, kDerivative>(
-        args, strip.at, strip, GradConstants<scalar_t, 1>(args, source), 0);
+        args, strip, 0, GradConstants<scalar_t, 1>(args, source), 0);
     pack.dy = pack.dy.last(rest);
     pack.xmu = pack.xmu.last(rest);
     sums.add_pack(pack, 0);
@@ -218,13 +240,13 @@ BNEXT_INLINE GradSums grad_reduce_block(
 }
 
 template <typename scalar_t, typename Act, Derivative kDerivative>
-BNEXT_KERNEL void grad_reduce_runs(const GradReduceArgs<scalar_t>& args, const Slab& slab) {
+BNEXT_KERNEL void grad_reduce_runs(const GradReduceArgs<scalar_t> args, const Slab slab) {
+  const std::int64_t channels = slab.channels();
   constexpr std::int64_t kBlock =
-      kGradBlockLines * kGradStripPacks<scalar_t> * Pack<scalar_t>::kSize;
+      kGradBlockLines * kStripPacks<scalar_t> * Pack<scalar_t>::kSize;
   const std::int64_t blocks = ceil_div(slab.inner, kBlock);
-  std::fill_n(args.sums, slab.channels(), GradSums{});
   for (std::int64_t line = 0; line < slab.lines; ++line) {
-    for (std::int64_t c = 0; c < slab.channels(); ++c) {
+    for (std::int64_t c = 0; c < channels; ++c) {
       const std::int64_t run = line * slab.stride + c * slab.inner;
       for (std::int64_t block = 0; block < blocks; ++block) {
         const Range range = split_range(slab.inner, blocks, block);
@@ -239,10 +261,10 @@ BNEXT_KERNEL void grad_reduce_runs(const GradReduceArgs<scalar_t>& args, const S
 template <typename scalar_t>
 class ExpandedGradConstants {
  public:
-  void expand(GradArgs<scalar_t>& args, const Slab& slab) {
-    args.mean = mean_.expand(args.mean, slab);
-    args.scale = scale_.expand(args.scale, slab);
-    args.shift = shift_.expand(args.shift, slab);
+  void expand(GradArgs<scalar_t>& args, const Slab& slab, std::int64_t repeat) {
+    args.mean = mean_.expand(args.mean, slab, repeat);
+    args.scale = scale_.expand(args.scale, slab, repeat);
+    args.shift = shift_.expand(args.shift, slab, repeat);
   }
 
  private:
@@ -251,25 +273,29 @@ class ExpandedGradConstants {
 
 template <typename scalar_t>
 void grad_reduce(const GradReduceArgs<scalar_t>& args, const Slab& slab) {
-  ExpandedGradConstants<scalar_t> constants;
-  GradReduceArgs<scalar_t> expanded = args;
-  constants.expand(expanded, slab);
-  dispatch_derivative(args.activation, args.derivative, [&](auto act, auto derivative) {
-    if (slab.inner <= kShortRun) {
-      grad_reduce_columns<scalar_t, decltype(act), derivative()>(expanded, slab);
-    } else {
-      grad_reduce_runs<scalar_t, decltype(act), derivative()>(expanded, slab);
-    }
+  std::fill_n(args.sums, slab.channels(), GradSums{});
+  for_each_part<scalar_t>(slab, [&](const Slab& part, std::int64_t offset, std::int64_t repeat) {
+    ExpandedGradConstants<scalar_t> constants;
+    GradReduceArgs<scalar_t> expanded = args;
+    expanded.advance(offset);
+    constants.expand(expanded, part, repeat);
+    dispatch_derivative(args.activation, args.derivative, [&](auto act, auto derivative) {
+      if (part.inner > kShortRun) {
+        grad_reduce_runs<scalar_t, decltype(act), derivative()>(expanded, part);
+      } else {
+        grad_reduce_columns<scalar_t, decltype(act), derivative()>(expanded, part, repeat);
+      }
+    });
   });
 }
 
 // kPlain: batch statistics, and the gradient of the input alone is wanted. Frozen statistics do not
 // depend on x: there are no coefficients, and a non-finite x must not reach its gradient.
 template <typename scalar_t, typename Act, Derivative kDerivative, bool kPlain>
-BNEXT_KERNEL void grad_apply_slab(const GradApplyArgs<scalar_t>& args, const Slab& slab) {
+BNEXT_KERNEL void grad_apply_slab(const GradApplyArgs<scalar_t> args, const Slab slab) {
   using P = Pack<scalar_t>;
   const bool frozen = !kPlain && args.coef_x == nullptr;
-  for_each_strip<scalar_t, kGradStripPacks<scalar_t>>(
+  for_each_strip<scalar_t, kStripPacks<scalar_t>>(
       slab, [&](auto packs, const Strip& strip, auto source) {
     constexpr int K = packs();
     const GradConstants<scalar_t, K> constants(args, source);
@@ -278,12 +304,14 @@ BNEXT_KERNEL void grad_apply_slab(const GradApplyArgs<scalar_t>& args, const Sla
       coef_x[k] = frozen ? P(0) : source.template get<P>(args.coef_x, k);
       coef_0[k] = frozen ? P(0) : source.template get<P>(args.coef_0, k);
     }
-    std::int64_t at = strip.at;
-    for (std::int64_t i = 0; i < strip.lines; ++i, at += strip.stride) {
+    for (std::int64_t i = 0; i < strip.lines; ++i) {
       BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
-        const std::int64_t here = at + k * P::kSize;
+        const std::int64_t here = strip.at + i * strip.stride + k * P::kSize;
         const auto pack =
-            GradPack<scalar_t>::template load<Act, kDerivative>(args, at, strip, constants, k);
+            GradPack<scalar_t>::template load<Act, kDerivative>(args, strip, i, constants, k);
+        if (kPlain && !args.stream) {
+          fetch<K, true>(args.grad_input, strip, i, k);
+        }
         if (!kPlain && args.grad_residual != nullptr) {
           pack.dy.store(args.grad_residual + here, strip.lanes);
         }
@@ -291,7 +319,11 @@ BNEXT_KERNEL void grad_apply_slab(const GradApplyArgs<scalar_t>& args, const Sla
           const P dx = frozen ? pack.dy * constants.scale[k]
                               : grad_input_centred(
                                     pack.dy, pack.xmu, constants.scale[k], coef_x[k], coef_0[k]);
-          dx.store(args.grad_input + here, strip.lanes);
+          if (kPlain && args.stream) {
+            dx.stream(args.grad_input + here);
+          } else {
+            dx.store(args.grad_input + here, strip.lanes);
+          }
         }
       }
     }
@@ -300,21 +332,27 @@ BNEXT_KERNEL void grad_apply_slab(const GradApplyArgs<scalar_t>& args, const Sla
 
 template <typename scalar_t>
 void grad_apply(const GradApplyArgs<scalar_t>& args, const Slab& slab) {
-  ExpandedGradConstants<scalar_t> constants;
-  Constants<AccType<scalar_t>> coef_x, coef_0;
-  GradApplyArgs<scalar_t> expanded = args;
-  constants.expand(expanded, slab);
-  expanded.coef_x = coef_x.expand(args.coef_x, slab);
-  expanded.coef_0 = coef_0.expand(args.coef_0, slab);
   const bool plain =
       args.coef_x != nullptr && args.grad_input != nullptr && args.grad_residual == nullptr;
-  dispatch_derivative(args.activation, args.derivative, [&](auto act, auto derivative) {
-    if (plain) {
-      grad_apply_slab<scalar_t, decltype(act), derivative(), true>(expanded, slab);
-    } else {
-      grad_apply_slab<scalar_t, decltype(act), derivative(), false>(expanded, slab);
-    }
+  for_each_part<scalar_t>(slab, [&](const Slab& part, std::int64_t offset, std::int64_t repeat) {
+    ExpandedGradConstants<scalar_t> constants;
+    Constants<AccType<scalar_t>> coef_x, coef_0;
+    GradApplyArgs<scalar_t> expanded = args;
+    expanded.advance(offset);
+    constants.expand(expanded, part, repeat);
+    expanded.coef_x = coef_x.expand(args.coef_x, part, repeat);
+    expanded.coef_0 = coef_0.expand(args.coef_0, part, repeat);
+    dispatch_derivative(args.activation, args.derivative, [&](auto act, auto derivative) {
+      if (plain) {
+        grad_apply_slab<scalar_t, decltype(act), derivative(), true>(expanded, part);
+      } else {
+        grad_apply_slab<scalar_t, decltype(act), derivative(), false>(expanded, part);
+      }
+    });
   });
+  if (args.stream) {
+    stream_fence();
+  }
 }
 
 }  // namespace

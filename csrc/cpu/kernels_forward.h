@@ -10,9 +10,6 @@ namespace bnext {
 namespace CPU_CAPABILITY {
 namespace {
 
-// Lines of a block, whose sums are kept in acc_t before they are merged in double.
-constexpr std::int64_t kBlockLines = 128;
-
 // Lines of a block to each of those whose mean is its pivot.
 constexpr std::int64_t kLinesPerPivotLine = 8;
 
@@ -29,15 +26,26 @@ struct StripSums {
     }
   }
 
-  BNEXT_INLINE void add(const scalar_t* x, const Strip& strip, const P (&pivot)[K]) {
-    for (std::int64_t left = strip.lines; left > 0; left -= kGroupLines) {
-      StripSums group;
-      for (std::int64_t i = std::min(left, kGroupLines); i > 0; --i, x += strip.stride) {
-        BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
-          prefetch(x + k * P::kSize, strip.ahead);
-          group.add_pack(P::load(x + k * P::kSize, strip.lanes) - pivot[k], k);
-        }
+  BNEXT_INLINE void add_lines(
+      const scalar_t* input,
+      const Strip& strip,
+      std::int64_t begin,
+      std::int64_t end,
+      const P (&pivot)[K]) {
+    const scalar_t* x = input + strip.at + begin * strip.stride;
+    for (std::int64_t i = begin; i < end; ++i, x += strip.stride) {
+      BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
+        fetch<K>(input, strip, i, k);
+        add_pack(P::load(x + k * P::kSize, strip.lanes) - pivot[k], k);
       }
+    }
+  }
+
+  // A few lines at a time: two levels of sums round less than one.
+  BNEXT_INLINE void add(const scalar_t* input, const Strip& strip, const P (&pivot)[K]) {
+    for (std::int64_t begin = 0; begin < strip.lines; begin += kGroupLines) {
+      StripSums group;
+      group.add_lines(input, strip, begin, std::min(begin + kGroupLines, strip.lines), pivot);
       BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
         d[k] = d[k] + group.d[k];
         dd[k] = dd[k] + group.dd[k];
@@ -77,25 +85,50 @@ class ColumnMoments {
 
  public:
   BNEXT_KERNEL void reduce(
-      const scalar_t* input, std::int64_t lines, std::int64_t columns, std::int64_t stride) {
-    const std::int64_t ahead = prefetch_distance<scalar_t>(stride);
-    for (std::int64_t begin = 0; begin < lines; begin += kBlockLines) {
-      const std::int64_t block_lines = std::min(kBlockLines, lines - begin);
+      const scalar_t* input, const Slab& slab, std::int64_t first, std::int64_t columns) {
+    const std::int64_t group = near_lines<scalar_t>(slab.stride, tGroup, tMinGroup, kGroupLines);
+    for (std::int64_t begin = 0; begin < slab.lines; begin += kBlockLines) {
+      const std::int64_t block_lines = std::min(kBlockLines, slab.lines - begin);
+      const std::int64_t pivot_lines = ceil_div(block_lines, kLinesPerPivotLine);
       for_each_column_strip<scalar_t, kStripPacks<scalar_t>>(
-          columns, [&](auto packs, std::int64_t column, std::int64_t lanes) {
-        add_block(
-            packs, input + begin * stride + column,
-            Strip{0, block_lines, stride, lanes, ahead}, column);
+          columns,
+          [&](auto packs, std::int64_t column, std::int64_t lanes, std::int64_t) {
+        set_pivot(
+            packs, input,
+            Strip{begin * slab.stride + first + column, pivot_lines, slab.stride, lanes, -1},
+            column);
       });
+      for (std::int64_t line = 0; line < block_lines; line += group) {
+        const std::int64_t group_lines = std::min(group, block_lines - line);
+        for_each_column_strip<scalar_t, kStripPacks<scalar_t>>(
+            columns,
+            [&](auto packs, std::int64_t column, std::int64_t lanes, std::int64_t fresh) {
+          const Strip strip{
+              (begin + line) * slab.stride + first + column, group_lines, slab.stride, lanes,
+              fetch_start(slab, begin + line, group_lines, first + column)};
+          add_group(packs, input, strip, column, fresh, line == 0);
+        });
+      }
       merge_block(static_cast<double>(begin), static_cast<double>(block_lines), columns);
     }
   }
 
-  // Of the `inner` columns of one channel.
+  // Of the channel whose `inner` columns start at `column`, and again every `period` columns.
   void channel(
-      std::int64_t column, std::int64_t inner, std::int64_t lines, double& mean, double& m2) const {
-    const auto merged =
-        merge_equal(mean_ + column, m2_ + column, inner, static_cast<double>(lines));
+      std::int64_t column,
+      std::int64_t inner,
+      std::int64_t period,
+      std::int64_t columns,
+      std::int64_t lines,
+      double& mean,
+      double& m2) const {
+    double means[kTileColumns], m2s[kTileColumns];
+    std::int64_t size = 0;
+    for (; column < columns; column += period, size += inner) {
+      std::copy_n(mean_ + column, inner, means + size);
+      std::copy_n(m2_ + column, inner, m2s + size);
+    }
+    const auto merged = merge_equal(means, m2s, size, static_cast<double>(lines));
     mean = merged.mean;
     m2 = merged.m2;
   }
@@ -104,23 +137,34 @@ class ColumnMoments {
 
  private:
   template <int K>
-  BNEXT_INLINE void add_block(
-      Packs<K>, const scalar_t* x, const Strip& strip, std::int64_t column) {
-    Strip first = strip;
-    first.lines = ceil_div(strip.lines, kLinesPerPivotLine);
+  BNEXT_INLINE void set_pivot(
+      Packs<K>, const scalar_t* input, const Strip& strip, std::int64_t column) {
     P pivot[K];
-    sum_lines(x, first, pivot);
-    const P one_over_k(acc_t(1) / static_cast<acc_t>(first.lines));
+    sum_lines(input + strip.at, strip, pivot);
+    const P one_over_k(acc_t(1) / static_cast<acc_t>(strip.lines));
     BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
-      pivot[k] = finite_pivot(pivot[k] * one_over_k);
+      finite_pivot(pivot[k] * one_over_k).store_acc(pivot_ + column + k * P::kSize, strip.lanes);
+    }
+  }
+
+  template <int K>
+  BNEXT_INLINE void add_group(
+      Packs<K>,
+      const scalar_t* input,
+      const Strip& strip,
+      std::int64_t column,
+      std::int64_t fresh,
+      bool first) {
+    P pivot[K];
+    BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
+      pivot[k] = P::load_acc(pivot_ + column + k * P::kSize, strip.lanes);
     }
     StripSums<scalar_t, K> sums;
-    sums.add(x, strip, pivot);
+    sums.add_lines(input, strip, 0, strip.lines, pivot);
     BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
       const std::int64_t at = column + k * P::kSize;
-      pivot[k].store_acc(pivot_ + at, strip.lanes);
-      sums.d[k].store_acc(sum_d_ + at, strip.lanes);
-      sums.dd[k].store_acc(sum_dd_ + at, strip.lanes);
+      add_to(sum_d_ + at, sums.d[k], strip.lanes, fresh, first);
+      add_to(sum_dd_ + at, sums.dd[k], strip.lanes, fresh, first);
     }
   }
 
@@ -149,21 +193,24 @@ class ColumnMoments {
 };
 
 template <typename scalar_t>
-void reduce_columns(const ReduceArgs<scalar_t>& args, const Slab& slab) {
+void reduce_columns(const ReduceArgs<scalar_t>& args, const Slab& slab, std::int64_t repeat) {
   ColumnMoments<scalar_t> moments;
+  // A repeated line is one tile.
   const std::int64_t tile = kTileColumns / slab.inner * slab.inner;
-  for (std::int64_t begin = 0; begin < slab.length; begin += tile) {
+  const std::int64_t period = slab.length / repeat;
+  for (std::int64_t begin = 0; begin < period; begin += tile) {
     const std::int64_t columns = std::min(tile, slab.length - begin);
-    moments.reduce(args.input + begin, slab.lines, columns, slab.stride);
+    moments.reduce(args.input, slab, begin, columns);
     const std::int64_t channel = begin / slab.inner;
-    if (slab.inner == 1) {
+    if (slab.inner == 1 && repeat == 1) {
       std::copy_n(moments.mean(), columns, args.mean + channel);
       std::copy_n(moments.m2(), columns, args.m2 + channel);
       continue;
     }
-    for (std::int64_t c = 0; c < columns / slab.inner; ++c) {
+    for (std::int64_t c = 0; c < std::min(columns, period) / slab.inner; ++c) {
       moments.channel(
-          c * slab.inner, slab.inner, slab.lines, args.mean[channel + c], args.m2[channel + c]);
+          c * slab.inner, slab.inner, period, columns, slab.lines, args.mean[channel + c],
+          args.m2[channel + c]);
     }
   }
 }
@@ -179,7 +226,7 @@ BNEXT_INLINE void reduce_block(const scalar_t* x, std::int64_t size, double& mea
   if (const std::int64_t lines = size / (K * P::kSize); lines != 0) {
     P sum[K];
     const std::int64_t pivot_lines = ceil_div(lines, kLinesPerPivotLine);
-    sum_lines(x, Strip{0, pivot_lines, K * P::kSize, P::kSize, 0}, sum);
+    sum_lines(x, Strip{0, pivot_lines, K * P::kSize, P::kSize, -1}, sum);
     pivot_sum = sum_of(sum).sum_lanes();
     pivot_size = pivot_lines * K * P::kSize;
   } else {
@@ -196,7 +243,7 @@ BNEXT_INLINE void reduce_block(const scalar_t* x, std::int64_t size, double& mea
       p = one_pivot[0];
     }
     StripSums<scalar_t, packs()> strip_sums;
-    strip_sums.add(x + strip.at, strip, pivots);
+    strip_sums.add(x, strip, pivots);
     sums.d[0] = sums.d[0] + sum_of(strip_sums.d);
     sums.dd[0] = sums.dd[0] + sum_of(strip_sums.dd);
   },
@@ -210,11 +257,12 @@ BNEXT_INLINE void reduce_block(const scalar_t* x, std::int64_t size, double& mea
 
 // The runs of all lines and channels in memory order, long ones in blocks.
 template <typename scalar_t>
-BNEXT_KERNEL void reduce_runs(const ReduceArgs<scalar_t>& args, const Slab& slab) {
+BNEXT_KERNEL void reduce_runs(const ReduceArgs<scalar_t> args, const Slab slab) {
+  const std::int64_t channels = slab.channels();
   constexpr std::int64_t kBlock = kBlockLines * kStripPacks<scalar_t> * Pack<scalar_t>::kSize;
   const std::int64_t blocks = ceil_div(slab.inner, kBlock);
   for (std::int64_t line = 0; line < slab.lines; ++line) {
-    for (std::int64_t c = 0; c < slab.channels(); ++c) {
+    for (std::int64_t c = 0; c < channels; ++c) {
       const scalar_t* run = args.input + line * slab.stride + c * slab.inner;
       for (std::int64_t block = 0; block < blocks; ++block) {
         const Range range = split_range(slab.inner, blocks, block);
@@ -236,15 +284,26 @@ BNEXT_KERNEL void reduce_runs(const ReduceArgs<scalar_t>& args, const Slab& slab
 
 template <typename scalar_t>
 void reduce(const ReduceArgs<scalar_t>& args, const Slab& slab) {
-  if (slab.inner <= kShortRun) {
-    reduce_columns(args, slab);
-  } else {
-    reduce_runs(args, slab);
+  if (slab.inner > kShortRun) {
+    return reduce_runs(args, slab);
   }
+  double rest_mean[kTileColumns], rest_m2[kTileColumns];
+  for_each_part<scalar_t>(slab, [&](const Slab& part, std::int64_t offset, std::int64_t repeat) {
+    if (offset == 0) {
+      return reduce_columns(args, part, repeat);
+    }
+    reduce_columns<scalar_t>({args.input + offset, rest_mean, rest_m2}, part, repeat);
+    const double b_over_n = static_cast<double>(part.lines) / static_cast<double>(slab.lines);
+    const double ab_over_n =
+        static_cast<double>((slab.lines - part.lines) * slab.inner) * b_over_n;
+    for (std::int64_t c = 0; c < slab.channels(); ++c) {
+      merge_moments(args.mean[c], args.m2[c], rest_mean[c], rest_m2[c], b_over_n, ab_over_n);
+    }
+  });
 }
 
 template <typename scalar_t, typename Act, bool kResidual>
-BNEXT_KERNEL void apply_slab(const ApplyArgs<scalar_t>& args, const Slab& slab) {
+BNEXT_KERNEL void apply_slab(const ApplyArgs<scalar_t> args, const Slab slab) {
   using P = Pack<scalar_t>;
   for_each_strip<scalar_t, kStripPacks<scalar_t>>(
       slab, [&](auto packs, const Strip& strip, auto constants) {
@@ -259,12 +318,20 @@ BNEXT_KERNEL void apply_slab(const ApplyArgs<scalar_t>& args, const Slab& slab) 
     for (std::int64_t i = 0; i < strip.lines; ++i, at += strip.stride) {
       BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
         const std::int64_t here = at + k * P::kSize;
-        prefetch(args.input + here, strip.ahead);
+        fetch<K>(args.input, strip, i, k);
+        if (!args.stream) {
+          fetch<K, true>(args.output, strip, i, k);
+        }
         P z = normalize(P::load(args.input + here, strip.lanes), mean[k], scale[k], shift[k]);
         if constexpr (kResidual) {
           z = z + P::load(args.residual + here, strip.lanes);
         }
-        Act::forward(z).store(args.output + here, strip.lanes);
+        z = Act::forward(z);
+        if (args.stream) {
+          z.stream(args.output + here);
+        } else {
+          z.store(args.output + here, strip.lanes);
+        }
       }
     }
   });
@@ -272,18 +339,24 @@ BNEXT_KERNEL void apply_slab(const ApplyArgs<scalar_t>& args, const Slab& slab) 
 
 template <typename scalar_t>
 void apply(const ApplyArgs<scalar_t>& args, const Slab& slab) {
-  Constants<AccType<scalar_t>> mean, scale, shift;
-  ApplyArgs<scalar_t> expanded = args;
-  expanded.mean = mean.expand(args.mean, slab);
-  expanded.scale = scale.expand(args.scale, slab);
-  expanded.shift = shift.expand(args.shift, slab);
-  dispatch_activation(args.activation, [&](auto act) {
-    if (args.residual != nullptr) {
-      apply_slab<scalar_t, decltype(act), true>(expanded, slab);
-    } else {
-      apply_slab<scalar_t, decltype(act), false>(expanded, slab);
-    }
+  for_each_part<scalar_t>(slab, [&](const Slab& part, std::int64_t offset, std::int64_t repeat) {
+    Constants<AccType<scalar_t>> mean, scale, shift;
+    ApplyArgs<scalar_t> expanded = args;
+    expanded.advance(offset);
+    expanded.mean = mean.expand(args.mean, part, repeat);
+    expanded.scale = scale.expand(args.scale, part, repeat);
+    expanded.shift = shift.expand(args.shift, part, repeat);
+    dispatch_activation(args.activation, [&](auto act) {
+      if (args.residual != nullptr) {
+        apply_slab<scalar_t, decltype(act), true>(expanded, part);
+      } else {
+        apply_slab<scalar_t, decltype(act), false>(expanded, part);
+      }
+    });
   });
+  if (args.stream) {
+    stream_fence();
+  }
 }
 
 }  // namespace

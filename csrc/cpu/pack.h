@@ -6,10 +6,16 @@
 #include <ATen/cpu/vec/vec.h>
 
 #include <algorithm>
+#include <bit>
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "../core/math.h"
 #include "kernels.h"
+#if defined(CPU_CAPABILITY_AVX512)
+#include "pack_avx512.h"
+#endif
 
 // Left to itself, g++ calls a function for each vector addition once a file is large enough.
 #define BNEXT_INLINE inline __attribute__((always_inline))
@@ -20,6 +26,27 @@
 
 namespace bnext {
 namespace CPU_CAPABILITY {
+
+// Whole vectors are stored past the caches where the instruction set can; elsewhere as usual.
+constexpr std::size_t kStreamAlign = 64;
+
+template <typename Vec>
+BNEXT_INLINE void stream_bytes(void* p, const Vec& value) {
+#if defined(CPU_CAPABILITY_AVX512)
+  _mm512_stream_si512(static_cast<__m512i*>(p), std::bit_cast<__m512i>(value));
+#elif defined(CPU_CAPABILITY_AVX2)
+  _mm256_stream_si256(static_cast<__m256i*>(p), std::bit_cast<__m256i>(value));
+#else
+  value.store(p);
+#endif
+}
+
+// After the last of them, before another thread may read.
+BNEXT_INLINE void stream_fence() {
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+  _mm_sfence();
+#endif
+}
 
 template <typename scalar_t>
 struct Pack {
@@ -43,6 +70,11 @@ struct Pack {
     Pack out;
     if constexpr (kVecs == 1) {
       out.v[0] = Vec::loadu(p);
+#if defined(CPU_CAPABILITY_AVX512)
+    } else if constexpr (std::is_same_v<scalar_t, c10::BFloat16>) {
+      out.v[0] = load_bfloat16(p);
+      out.v[1] = load_bfloat16(p + Vec::size());
+#endif
     } else {
       at::vec::load_to_float<scalar_t>(p, out.v[0], out.v[1]);
     }
@@ -51,8 +83,24 @@ struct Pack {
   BNEXT_INLINE void store(scalar_t* p) const {
     if constexpr (kVecs == 1) {
       v[0].store(p);
+#if defined(CPU_CAPABILITY_AVX512)
+    } else if constexpr (std::is_same_v<scalar_t, c10::BFloat16>) {
+      store_bfloat16(p, v[0], v[1], /*stream=*/false);
+#endif
     } else {
       at::vec::convert_from_float<scalar_t>(v[0], v[1]).store(p);
+    }
+  }
+  // Past the caches; p is aligned to kStreamAlign.
+  BNEXT_INLINE void stream(scalar_t* p) const {
+    if constexpr (kVecs == 1) {
+      stream_bytes(p, v[0]);
+#if defined(CPU_CAPABILITY_AVX512)
+    } else if constexpr (std::is_same_v<scalar_t, c10::BFloat16>) {
+      store_bfloat16(p, v[0], v[1], /*stream=*/true);
+#endif
+    } else {
+      stream_bytes(p, at::vec::convert_from_float<scalar_t>(v[0], v[1]));
     }
   }
   BNEXT_INLINE static Pack load_acc(const acc_t* p) {
@@ -104,14 +152,18 @@ struct Pack {
 
   // In double.
   BNEXT_INLINE double sum_lanes() const {
-    alignas(64) acc_t lanes[Vec::size()];
+    // Four lanes at a time, by the vectors of the compiler: ATen's have no conversion to double.
+    typedef acc_t Four __attribute__((vector_size(4 * sizeof(acc_t))));
+    typedef double FourDoubles __attribute__((vector_size(4 * sizeof(double))));
+    alignas(64) acc_t lanes[std::max(4, static_cast<int>(Vec::size()))] = {};
     (kVecs == 1 ? v[0] : v[0] + v[kVecs - 1]).store(lanes);
-    double sum[2] = {0, 0};
-    BNEXT_UNROLL_HOST for (int i = 0; i < Vec::size(); i += 2) {
-      sum[0] += lanes[i];
-      sum[1] += lanes[i + 1];
+    FourDoubles sums = {};
+    BNEXT_UNROLL_HOST for (int i = 0; i < Vec::size(); i += 4) {
+      Four four;
+      std::memcpy(&four, lanes + i, sizeof(four));
+      sums += __builtin_convertvector(four, FourDoubles);
     }
-    return sum[0] + sum[1];
+    return (sums[0] + sums[2]) + (sums[1] + sums[3]);
   }
 
   BNEXT_INLINE friend Pack operator+(Pack a, const Pack& b) {
@@ -195,19 +247,31 @@ struct Math<CPU_CAPABILITY::Pack<scalar_t>> {
   }
   BNEXT_INLINE static T where_le_zero(const T& x, const T& yes, T no) {
     for (int i = 0; i < T::kVecs; ++i) {
+#if defined(CPU_CAPABILITY_AVX512)
+      no.v[i] = CPU_CAPABILITY::select<_CMP_LE_OQ>(x.v[i], Vec(0), yes.v[i], no.v[i]);
+#else
       no.v[i] = Vec::blendv(no.v[i], yes.v[i], x.v[i] <= Vec(0));
+#endif
     }
     return no;
   }
   BNEXT_INLINE static T where_gt_zero(const T& x, const T& yes, T no) {
     for (int i = 0; i < T::kVecs; ++i) {
+#if defined(CPU_CAPABILITY_AVX512)
+      no.v[i] = CPU_CAPABILITY::select<_CMP_GT_OQ>(x.v[i], Vec(0), yes.v[i], no.v[i]);
+#else
       no.v[i] = Vec::blendv(no.v[i], yes.v[i], x.v[i] > Vec(0));
+#endif
     }
     return no;
   }
   BNEXT_INLINE static T where_nan(const T& x, const T& yes, T no) {
     for (int i = 0; i < T::kVecs; ++i) {
+#if defined(CPU_CAPABILITY_AVX512)
+      no.v[i] = CPU_CAPABILITY::select<_CMP_UNORD_Q>(x.v[i], x.v[i], yes.v[i], no.v[i]);
+#else
       no.v[i] = Vec::blendv(no.v[i], yes.v[i], x.v[i] != x.v[i]);
+#endif
     }
     return no;
   }

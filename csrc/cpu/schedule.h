@@ -10,6 +10,7 @@
 
 #include "../core/layout.h"
 #include "kernels.h"
+#include "memory_cpu.h"
 
 namespace bnext {
 
@@ -22,7 +23,7 @@ constexpr std::int64_t kCacheElements = 262144;
 // Lines of short runs that a piece keeps, so that its per-column accumulators pay off.
 constexpr std::int64_t kMinLines = 64;
 // Adjacent elements that a piece keeps of each line.
-constexpr std::int64_t kMinRun = 256;
+static const std::int64_t kMinRun = getenv("MINRUN") ? atol(getenv("MINRUN")) : 16384;
 
 // One piece of one ghost.
 struct Piece {
@@ -98,6 +99,17 @@ class Schedule {
     piece.channel = channels.begin;
     piece.partial = partial;
     return piece;
+  }
+
+  // Whether a piece of an output is better stored past the caches: the four tensors of a training
+  // step are more than they hold, and no cache line is shared with another run.
+  bool stream(const Piece& piece, std::int64_t element_size) const {
+    const Slab& slab = piece.slab;
+    const std::int64_t run = slab.inner <= kShortRun ? slab.length : slab.inner;
+    const auto aligned = [&](std::int64_t elements) { return elements * element_size % 64 == 0; };
+    static const long nt = getenv("NT") ? atol(getenv("NT")) : last_level_cache_bytes() / 4;
+    return layout_.numel() * element_size > nt && aligned(run) &&
+           aligned(slab.stride) && aligned(piece.offset);
   }
 
   // Small ghosts go through all three steps one after the other, while they are in cache; groups

@@ -34,11 +34,6 @@ const scalar_t* optional_data(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.const_data_ptr<scalar_t>() : nullptr;
 }
 
-template <typename T>
-T* at_offset(T* pointer, std::int64_t offset) {
-  return pointer != nullptr ? pointer + offset : nullptr;
-}
-
 // Calls f with a value of the C++ type of a checked input dtype.
 template <typename F>
 void dispatch_dtype(at::ScalarType dtype, F&& f) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
 #include "pack.h"
@@ -22,21 +23,25 @@ constexpr int kStripVecs = 2;
 template <typename scalar_t>
 constexpr int kStripPacks = std::max(1, kStripVecs / Pack<scalar_t>::kVecs);
 
-// Backward holds twice as much per column.
-template <typename scalar_t>
-constexpr int kGradStripPacks = std::max(1, kStripVecs / 2 / Pack<scalar_t>::kVecs);
+inline long tune(const char* n, long d) { const char* v = getenv(n); return v ? atol(v) : d; }
+static const long tWalk = tune("WALK", 4096), tMinWalk = tune("MINWALK", 1), tPre = tune("PRE", 1), tPreW = tune("PREW", 1), tDist = tune("DIST", 1), tMinFetch = tune("MINFETCH", 64), tGroup = tune("GROUP", 8192), tMinGroup = tune("MINGROUP", 4);
 
 // Lines of a strip, whose sums are added to those of the block: two levels round less than one.
 constexpr std::int64_t kGroupLines = 8;
 
+// Lines of a block, whose sums are kept in acc_t before they are merged in double.
+constexpr std::int64_t kBlockLines = 128;
+
 // Columns of a wide matrix: their sums stay in the first-level cache.
 constexpr std::int64_t kTileColumns = 512;
 
-// Lines of a wide matrix that are walked strip by strip.
-constexpr std::int64_t kWalkLines = 32;
-
-// Lines are fetched this many bytes ahead, at least one line.
-constexpr std::int64_t kPrefetchBytes = 16384;
+// Lines of a wide matrix that are walked strip by strip: as many as lie close together, since the
+// prefetchers follow one stream a page.
+template <typename scalar_t>
+std::int64_t near_lines(std::int64_t stride, std::int64_t bytes, std::int64_t least, std::int64_t most) {
+  constexpr auto kBytes = static_cast<std::int64_t>(sizeof(scalar_t));
+  return std::clamp<std::int64_t>(bytes / (stride * kBytes), least, most);
+}
 
 // K adjacent packs of `lines` lines; only a strip of one pack may have fewer than all lanes.
 struct Strip {
@@ -44,7 +49,7 @@ struct Strip {
   std::int64_t lines;
   std::int64_t stride;
   std::int64_t lanes;
-  std::int64_t ahead;  // elements from what is read to what is fetched, 0: the hardware does it
+  std::int64_t fetch;  // the element that is fetched with the first, negative if none is
 };
 
 template <int K>
@@ -69,26 +74,37 @@ struct PerChannel {
   }
 };
 
-// Calls f(packs, column, lanes) for strips of K packs that cover `columns` columns, and of one pack
-// for the rest. The last pack overlaps the one before it: its columns are computed twice, alike.
+// Calls f(packs, column, lanes, fresh) for strips of K packs that cover `columns` columns, and of one
+// pack for the rest. The last pack overlaps the one before it: only its last `fresh` lanes are not
+// in another strip.
 template <typename scalar_t, int K, typename F>
 BNEXT_INLINE void for_each_column_strip(std::int64_t columns, F&& f) {
   constexpr std::int64_t kSize = Pack<scalar_t>::kSize;
   std::int64_t column = 0;
   for (; column + K * kSize <= columns; column += K * kSize) {
-    f(Packs<K>{}, column, kSize);
+    f(Packs<K>{}, column, kSize, kSize);
   }
   for (; column < columns; column += kSize) {
     const std::int64_t lanes = std::min(kSize, columns);
-    f(Packs<1>{}, std::min(column, columns - lanes), lanes);
+    f(Packs<1>{}, std::min(column, columns - lanes), lanes, std::min(kSize, columns - column));
   }
 }
 
-// Elements from a line to the one that is fetched with it.
-template <typename scalar_t>
-std::int64_t prefetch_distance(std::int64_t stride) {
-  constexpr auto kBytes = static_cast<std::int64_t>(sizeof(scalar_t));
-  return std::max<std::int64_t>(1, kPrefetchBytes / (stride * kBytes)) * stride;
+// While some lines of a wide matrix are walked strip by strip, the next ones are fetched in the order
+// of memory: the strips alone would be many streams for the prefetchers of the hardware. Where a
+// strip at `column` starts to fetch.
+inline std::int64_t fetch_start(
+    const Slab& slab, std::int64_t line, std::int64_t lines, std::int64_t column) {
+  const bool contiguous = slab.stride == slab.length && slab.length > tMinFetch;
+  return contiguous && tPre ? (line + tDist * lines) * slab.stride + column * lines : -1;
+}
+
+template <int K, bool kWrite = false, typename scalar_t>
+BNEXT_INLINE void fetch(const scalar_t* p, const Strip& strip, std::int64_t line, int k) {
+  constexpr std::int64_t kSize = Pack<scalar_t>::kSize;
+  if (strip.fetch >= 0) {
+    __builtin_prefetch(p + strip.fetch + (line * K + k) * kSize, kWrite ? 1 : 0);
+  }
 }
 
 // Calls f(packs, strip) for strips that cover a run of adjacent elements, read as lines of K packs,
@@ -99,24 +115,25 @@ BNEXT_INLINE void for_each_run_strip(
   constexpr std::int64_t kSize = Pack<scalar_t>::kSize;
   const std::int64_t lines = size / (K * kSize);
   if (lines != 0) {
-    f(Packs<K>{}, Strip{at, lines, K * kSize, kSize, 0});
+    f(Packs<K>{}, Strip{at, lines, K * kSize, kSize, -1});
   }
   const std::int64_t packs = size / kSize - lines * K;
   if (K > 1 && packs != 0) {
-    f(Packs<1>{}, Strip{at + lines * K * kSize, packs, kSize, kSize, 0});
+    f(Packs<1>{}, Strip{at + lines * K * kSize, packs, kSize, kSize, -1});
   }
   if (size % kSize != 0) {
-    f_rest(Strip{at + size - kSize, 1, kSize, kSize, 0}, size % kSize);
+    f_rest(Strip{at + size - kSize, 1, kSize, kSize, -1}, size % kSize);
   }
 }
 
 // Calls f(packs, strip, constants) for strips that cover the slab, some elements of it twice: of a
 // wide matrix, or of one run after the other.
 template <typename scalar_t, int K, typename F>
-BNEXT_INLINE void for_each_strip(const Slab& slab, F&& f) {
+BNEXT_INLINE void for_each_strip(const Slab slab, F&& f) {
   if (slab.inner > kShortRun) {
+    const std::int64_t channels = slab.channels();
     for (std::int64_t line = 0; line < slab.lines; ++line) {
-      for (std::int64_t channel = 0; channel < slab.channels(); ++channel) {
+      for (std::int64_t channel = 0; channel < channels; ++channel) {
         const PerChannel constants{channel};
         for_each_run_strip<scalar_t, K>(
             line * slab.stride + channel * slab.inner, slab.inner,
@@ -126,21 +143,18 @@ BNEXT_INLINE void for_each_strip(const Slab& slab, F&& f) {
     }
     return;
   }
-  const std::int64_t ahead = prefetch_distance<scalar_t>(slab.stride);
-  for (std::int64_t line = 0; line < slab.lines; line += kWalkLines) {
-    const std::int64_t lines = std::min(kWalkLines, slab.lines - line);
+  const std::int64_t walk = near_lines<scalar_t>(slab.stride, tWalk, tMinWalk, 32);
+  for (std::int64_t line = 0; line < slab.lines; line += walk) {
+    const std::int64_t lines = std::min(walk, slab.lines - line);
     for_each_column_strip<scalar_t, K>(
-        slab.length, [&](auto packs, std::int64_t column, std::int64_t lanes) {
-      f(packs, Strip{line * slab.stride + column, lines, slab.stride, lanes, ahead},
+        slab.length,
+        [&](auto packs, std::int64_t column, std::int64_t lanes, std::int64_t) {
+      f(packs,
+        Strip{
+            line * slab.stride + column, lines, slab.stride, lanes,
+            fetch_start(slab, line, lines, column)},
         PerColumn{column, lanes});
     });
-  }
-}
-
-template <typename scalar_t>
-BNEXT_INLINE void prefetch(const scalar_t* p, std::int64_t ahead) {
-  if (ahead != 0) {
-    __builtin_prefetch(p + ahead);
   }
 }
 
@@ -153,18 +167,56 @@ BNEXT_INLINE T sum_of(const T (&values)[K]) {
   return sum;
 }
 
-// Values per channel as values per column where a channel is a few columns of a wide matrix; no
-// copy elsewhere.
+// Adds the sums of a strip to those of its columns, or sets them.
+template <typename P>
+BNEXT_INLINE void add_to(
+    typename P::acc_t* sums, P sum, std::int64_t lanes, std::int64_t fresh, bool first) {
+  if (!first) {
+    if (fresh != lanes) {
+      sum = sum.last(fresh);
+    }
+    sum = P::load_acc(sums, lanes) + sum;
+  }
+  sum.store_acc(sums, lanes);
+}
+
+// Narrow lines that follow each other in memory are read as wide ones of `repeat` lines each: calls
+// f(part, offset, repeat) for these, and for the lines that are left.
+template <typename scalar_t, typename F>
+void for_each_part(const Slab& slab, F&& f) {
+  constexpr std::int64_t kWidth = kStripPacks<scalar_t> * Pack<scalar_t>::kSize;
+  std::int64_t repeat = 1;
+  if (slab.inner <= kShortRun && slab.length < kWidth && slab.stride == slab.length) {
+    // Whole strips if possible.
+    repeat = std::min(std::lcm(slab.length, kWidth), kTileColumns) / slab.length;
+    if (slab.lines < kBlockLines * repeat) {
+      repeat = 1;  // the constants of the columns would cost more than they save
+    }
+  }
+  const std::int64_t wide = slab.lines / repeat;
+  const std::int64_t rest = slab.lines % repeat;
+  if (wide != 0) {
+    f(Slab{wide, slab.length * repeat, slab.stride * repeat, slab.inner}, 0, repeat);
+  }
+  if (rest != 0) {
+    f(Slab{rest, slab.length, slab.stride, slab.inner}, wide * repeat * slab.stride, 1);
+  }
+}
+
+// Values per channel as values per column where a column of a wide matrix is not just a channel; no
+// copy elsewhere. The channels come `repeat` times.
 template <typename acc_t>
 class Constants {
  public:
-  const acc_t* expand(const acc_t* per_channel, const Slab& slab) {
-    if (per_channel == nullptr || slab.inner == 1 || slab.inner > kShortRun) {
+  const acc_t* expand(const acc_t* per_channel, const Slab& slab, std::int64_t repeat) {
+    const bool as_they_are = repeat == 1 && (slab.inner == 1 || slab.inner > kShortRun);
+    if (per_channel == nullptr || as_they_are) {
       return per_channel;
     }
     values_.resize(slab.length);
-    for (std::int64_t c = 0; c < slab.channels(); ++c) {
-      std::fill_n(values_.data() + c * slab.inner, slab.inner, per_channel[c]);
+    const std::int64_t channels = slab.channels() / repeat;
+    for (std::int64_t i = 0; i < slab.channels(); ++i) {
+      std::fill_n(values_.data() + i * slab.inner, slab.inner, per_channel[i % channels]);
     }
     return values_.data();
   }
