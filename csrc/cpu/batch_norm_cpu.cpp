@@ -77,9 +77,7 @@ class Reduce {
         input_(input.const_data_ptr<scalar_t>()),
         groups_(schedule.num_groups(), schedule.n_channel()) {}
 
-  Scratch make_partials() const {
-    return Scratch(schedule_.num_partials(), schedule_.n_channel());
-  }
+  Scratch make_partials() const { return Scratch(schedule_.num_partials(), schedule_.n_channel()); }
 
   void reduce(const Piece& piece, Scratch& partials) const {
     double* const mean = partials.mean(piece.partial) + piece.channel;
@@ -185,8 +183,8 @@ class ForwardSteps {
   Scratch make_scratch() const {
     const std::int64_t n_channel = schedule_.n_channel();
     return {
-        reduce_.make_partials(),
-        std::vector<acc_t>(n_channel), std::vector<acc_t>(n_channel), nullptr};
+        reduce_.make_partials(), std::vector<acc_t>(n_channel), std::vector<acc_t>(n_channel),
+        nullptr};
   }
 
   void prepare(std::int64_t ghost, Scratch& scratch) const {
@@ -205,8 +203,7 @@ class ForwardSteps {
     reduce_.fold(ghost, group, channels, scratch.partials);
     const double count = schedule_.count(ghost);
     for (std::int64_t c = channels.begin; c < channels.end; ++c) {
-      const Welford<double> moments{
-          count, scratch.partials.mean(0)[c], scratch.partials.m2(0)[c]};
+      const Welford<double> moments{count, scratch.partials.mean(0)[c], scratch.partials.m2(0)[c]};
       const auto stats = channel_stats<acc_t>(moments, eps_);
       saved_.set(ghost * schedule_.n_channel() + c, stats);
       set_constants(c, stats, scratch);

@@ -147,7 +147,7 @@ class ColumnGradSums {
   template <typename Act, Derivative kDerivative>
   BNEXT_KERNEL void reduce(
       const GradArgs<scalar_t>& args, const Slab& slab, std::int64_t first, std::int64_t columns) {
-    const std::int64_t group = near_lines<scalar_t>(slab.stride, tGroup, tMinGroup, kGroupLines);
+    const std::int64_t group = sum_group_lines<scalar_t>(slab.stride);
     std::fill_n(sum_dy_, columns, 0.0);
     std::fill_n(sum_dy_xmu_, columns, 0.0);
     for (std::int64_t begin = 0; begin < slab.lines; begin += kGradBlockLines) {
@@ -155,11 +155,10 @@ class ColumnGradSums {
       for (std::int64_t line = 0; line < lines; line += group) {
         const std::int64_t group_lines = std::min(group, lines - line);
         for_each_column_strip<scalar_t, kStripPacks<scalar_t>>(
-            columns,
-            [&](auto packs, std::int64_t column, std::int64_t lanes, std::int64_t fresh) {
+            columns, [&](auto packs, std::int64_t column, std::int64_t lanes, std::int64_t fresh) {
           const Strip strip{
               (begin + line) * slab.stride + first + column, group_lines, slab.stride, lanes,
-              fetch_start(slab, begin + line, group_lines, first + column)};
+              fetch_start<scalar_t>(slab, begin + line, group_lines, first + column)};
           StripGradSums<scalar_t, packs()> sums;
           sums.template add_lines<Act, kDerivative>(
               args, strip, 0, strip.lines,
@@ -220,16 +219,13 @@ BNEXT_INLINE GradSums grad_reduce_block(
   constexpr int K = kStripPacks<scalar_t>;
   const PerChannel source{channel};
   StripGradSums<scalar_t, 1> sums;
-  for_each_run_strip<scalar_t, K>(
-      at, size,
-      [&](auto packs, const Strip& strip) {
+  for_each_run_strip<scalar_t, K>(at, size, [&](auto packs, const Strip& strip) {
     StripGradSums<scalar_t, packs()> strip_sums;
     strip_sums.template add<Act, kDerivative>(
         args, strip, GradConstants<scalar_t, packs()>(args, source));
     sums.dy[0] = sums.dy[0] + sum_of(strip_sums.dy);
     sums.dy_xmu[0] = sums.dy_xmu[0] + sum_of(strip_sums.dy_xmu);
-  },
-      [&](const Strip& strip, std::int64_t rest) {
+  }, [&](const Strip& strip, std::int64_t rest) {
     auto pack = GradPack<scalar_t>::template load<Act, kDerivative>(
         args, strip, 0, GradConstants<scalar_t, 1>(args, source), 0);
     pack.dy = pack.dy.last(rest);
@@ -241,18 +237,14 @@ BNEXT_INLINE GradSums grad_reduce_block(
 
 template <typename scalar_t, typename Act, Derivative kDerivative>
 BNEXT_KERNEL void grad_reduce_runs(const GradReduceArgs<scalar_t> args, const Slab slab) {
-  const std::int64_t channels = slab.channels();
-  constexpr std::int64_t kBlock =
-      kGradBlockLines * kStripPacks<scalar_t> * Pack<scalar_t>::kSize;
+  constexpr std::int64_t kBlock = kGradBlockLines * kStripPacks<scalar_t> * Pack<scalar_t>::kSize;
   const std::int64_t blocks = ceil_div(slab.inner, kBlock);
-  for (std::int64_t line = 0; line < slab.lines; ++line) {
-    for (std::int64_t c = 0; c < channels; ++c) {
-      const std::int64_t run = line * slab.stride + c * slab.inner;
-      for (std::int64_t block = 0; block < blocks; ++block) {
-        const Range range = split_range(slab.inner, blocks, block);
-        args.sums[c].add(grad_reduce_block<scalar_t, Act, kDerivative>(
-            args, run + range.begin, range.size(), c));
-      }
+  const std::int64_t channels = slab.channels();
+  for (std::int64_t i = 0; i < slab.lines * blocks; ++i) {
+    const Range range = split_range(slab.inner, blocks, i % blocks);
+    std::int64_t at = i / blocks * slab.stride + range.begin;
+    for (std::int64_t c = 0; c < channels; ++c, at += slab.inner) {
+      args.sums[c].add(grad_reduce_block<scalar_t, Act, kDerivative>(args, at, range.size(), c));
     }
   }
 }

@@ -13,9 +13,9 @@ namespace {
 // Lines of a block to each of those whose mean is its pivot.
 constexpr std::int64_t kLinesPerPivotLine = 8;
 
-// Sums of d = x - pivot and of d * d over the lines of a strip. A block of n lines is read once: the
-// mean of its first k is the pivot of all, so that sum(d * d) <= (1 + n / k) * M2 and the correction
-// cannot cancel (docs/math.md).
+// Sums of d = x - pivot and of d * d over the lines of a strip. A block of n lines is read once:
+// the mean of its first k is the pivot of all, so that sum(d * d) <= (1 + n / k) * M2 and the
+// correction cannot cancel (docs/math.md).
 template <typename scalar_t, int K>
 struct StripSums {
   using P = Pack<scalar_t>;
@@ -86,13 +86,12 @@ class ColumnMoments {
  public:
   BNEXT_KERNEL void reduce(
       const scalar_t* input, const Slab& slab, std::int64_t first, std::int64_t columns) {
-    const std::int64_t group = near_lines<scalar_t>(slab.stride, tGroup, tMinGroup, kGroupLines);
+    const std::int64_t group = sum_group_lines<scalar_t>(slab.stride);
     for (std::int64_t begin = 0; begin < slab.lines; begin += kBlockLines) {
       const std::int64_t block_lines = std::min(kBlockLines, slab.lines - begin);
       const std::int64_t pivot_lines = ceil_div(block_lines, kLinesPerPivotLine);
       for_each_column_strip<scalar_t, kStripPacks<scalar_t>>(
-          columns,
-          [&](auto packs, std::int64_t column, std::int64_t lanes, std::int64_t) {
+          columns, [&](auto packs, std::int64_t column, std::int64_t lanes, std::int64_t) {
         set_pivot(
             packs, input,
             Strip{begin * slab.stride + first + column, pivot_lines, slab.stride, lanes, -1},
@@ -101,11 +100,10 @@ class ColumnMoments {
       for (std::int64_t line = 0; line < block_lines; line += group) {
         const std::int64_t group_lines = std::min(group, block_lines - line);
         for_each_column_strip<scalar_t, kStripPacks<scalar_t>>(
-            columns,
-            [&](auto packs, std::int64_t column, std::int64_t lanes, std::int64_t fresh) {
+            columns, [&](auto packs, std::int64_t column, std::int64_t lanes, std::int64_t fresh) {
           const Strip strip{
               (begin + line) * slab.stride + first + column, group_lines, slab.stride, lanes,
-              fetch_start(slab, begin + line, group_lines, first + column)};
+              fetch_start<scalar_t>(slab, begin + line, group_lines, first + column)};
           add_group(packs, input, strip, column, fresh, line == 0);
         });
       }
@@ -221,23 +219,19 @@ BNEXT_INLINE void reduce_block(const scalar_t* x, std::int64_t size, double& mea
   using acc_t = AccType<scalar_t>;
   using P = Pack<scalar_t>;
   constexpr int K = kStripPacks<scalar_t>;
-  double pivot_sum;
-  std::int64_t pivot_size = P::kSize;
+  acc_t pivot;
   if (const std::int64_t lines = size / (K * P::kSize); lines != 0) {
     P sum[K];
     const std::int64_t pivot_lines = ceil_div(lines, kLinesPerPivotLine);
     sum_lines(x, Strip{0, pivot_lines, K * P::kSize, P::kSize, -1}, sum);
-    pivot_sum = sum_of(sum).sum_lanes();
-    pivot_size = pivot_lines * K * P::kSize;
+    pivot = sum_of(sum).rough_sum_of_lanes() / static_cast<acc_t>(pivot_lines * K * P::kSize);
   } else {
-    pivot_sum = P::load(x).sum_lanes();
+    pivot = P::load(x).rough_sum_of_lanes() / acc_t(P::kSize);
   }
-  const acc_t pivot = finite_pivot(static_cast<acc_t>(pivot_sum / static_cast<double>(pivot_size)));
+  pivot = finite_pivot(pivot);
   StripSums<scalar_t, 1> sums;
   const P one_pivot[1] = {P(pivot)};
-  for_each_run_strip<scalar_t, K>(
-      0, size,
-      [&](auto packs, const Strip& strip) {
+  for_each_run_strip<scalar_t, K>(0, size, [&](auto packs, const Strip& strip) {
     P pivots[packs()];
     BNEXT_UNROLL_HOST for (P& p : pivots) {
       p = one_pivot[0];
@@ -246,8 +240,7 @@ BNEXT_INLINE void reduce_block(const scalar_t* x, std::int64_t size, double& mea
     strip_sums.add(x, strip, pivots);
     sums.d[0] = sums.d[0] + sum_of(strip_sums.d);
     sums.dd[0] = sums.dd[0] + sum_of(strip_sums.dd);
-  },
-      [&](const Strip& strip, std::int64_t rest) {
+  }, [&](const Strip& strip, std::int64_t rest) {
     sums.add_pack((P::load(x + strip.at) - one_pivot[0]).last(rest), 0);
   });
   shifted_moments<double>(
@@ -255,28 +248,28 @@ BNEXT_INLINE void reduce_block(const scalar_t* x, std::int64_t size, double& mea
       m2);
 }
 
-// The runs of all lines and channels in memory order, long ones in blocks.
+// The runs of all lines and channels, long ones in blocks.
 template <typename scalar_t>
 BNEXT_KERNEL void reduce_runs(const ReduceArgs<scalar_t> args, const Slab slab) {
-  const std::int64_t channels = slab.channels();
   constexpr std::int64_t kBlock = kBlockLines * kStripPacks<scalar_t> * Pack<scalar_t>::kSize;
   const std::int64_t blocks = ceil_div(slab.inner, kBlock);
-  for (std::int64_t line = 0; line < slab.lines; ++line) {
-    for (std::int64_t c = 0; c < channels; ++c) {
-      const scalar_t* run = args.input + line * slab.stride + c * slab.inner;
-      for (std::int64_t block = 0; block < blocks; ++block) {
-        const Range range = split_range(slab.inner, blocks, block);
-        double mean, m2;
-        reduce_block(run + range.begin, range.size(), mean, m2);
-        const auto before = static_cast<double>(line * slab.inner + range.begin);
-        if (before == 0) {
-          args.mean[c] = mean;
-          args.m2[c] = m2;
-        } else {
-          const auto size = static_cast<double>(range.size());
-          const double b_over_n = size / (before + size);
-          merge_moments(args.mean[c], args.m2[c], mean, m2, b_over_n, before * b_over_n);
-        }
+  const std::int64_t channels = slab.channels();
+  for (std::int64_t i = 0; i < slab.lines * blocks; ++i) {
+    const std::int64_t line = i / blocks;
+    const Range range = split_range(slab.inner, blocks, i % blocks);
+    const std::int64_t size = range.size();
+    const auto before = static_cast<double>(line * slab.inner + range.begin);
+    const double b_over_n = static_cast<double>(size) / (before + static_cast<double>(size));
+    const double ab_over_n = before * b_over_n;
+    const scalar_t* x = args.input + line * slab.stride + range.begin;
+    for (std::int64_t c = 0; c < channels; ++c, x += slab.inner) {
+      double mean, m2;
+      reduce_block(x, size, mean, m2);
+      if (i == 0) {
+        args.mean[c] = mean;
+        args.m2[c] = m2;
+      } else {
+        merge_moments(args.mean[c], args.m2[c], mean, m2, b_over_n, ab_over_n);
       }
     }
   }
@@ -294,8 +287,7 @@ void reduce(const ReduceArgs<scalar_t>& args, const Slab& slab) {
     }
     reduce_columns<scalar_t>({args.input + offset, rest_mean, rest_m2}, part, repeat);
     const double b_over_n = static_cast<double>(part.lines) / static_cast<double>(slab.lines);
-    const double ab_over_n =
-        static_cast<double>((slab.lines - part.lines) * slab.inner) * b_over_n;
+    const double ab_over_n = static_cast<double>((slab.lines - part.lines) * slab.inner) * b_over_n;
     for (std::int64_t c = 0; c < slab.channels(); ++c) {
       merge_moments(args.mean[c], args.m2[c], rest_mean[c], rest_m2[c], b_over_n, ab_over_n);
     }

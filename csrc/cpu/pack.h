@@ -9,7 +9,6 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 
 #include "../core/math.h"
 #include "kernels.h"
@@ -26,6 +25,43 @@
 
 namespace bnext {
 namespace CPU_CAPABILITY {
+
+// The lanes of a vector, added in double.
+template <typename T>
+BNEXT_INLINE double sum_in_double(const at::vec::Vectorized<T>& v) {
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+  __m256d four;
+#if defined(CPU_CAPABILITY_AVX512)
+  __m512d eight;
+  if constexpr (std::is_same_v<T, double>) {
+    eight = v;
+  } else {
+    const __m512 floats = v;
+    eight = _mm512_cvtps_pd(_mm512_castps512_ps256(floats)) +
+            _mm512_cvtps_pd(_mm512_extractf32x8_ps(floats, 1));
+  }
+  four = _mm512_castpd512_pd256(eight) + _mm512_extractf64x4_pd(eight, 1);
+#else
+  if constexpr (std::is_same_v<T, double>) {
+    four = v;
+  } else {
+    const __m256 floats = v;
+    four = _mm256_cvtps_pd(_mm256_castps256_ps128(floats)) +
+           _mm256_cvtps_pd(_mm256_extractf128_ps(floats, 1));
+  }
+#endif
+  const __m128d two = _mm256_castpd256_pd128(four) + _mm256_extractf128_pd(four, 1);
+  return two[0] + two[1];
+#else
+  T lanes[at::vec::Vectorized<T>::size()];
+  v.store(lanes);
+  double sum = 0;
+  for (const T lane : lanes) {
+    sum += lane;
+  }
+  return sum;
+#endif
+}
 
 // Whole vectors are stored past the caches where the instruction set can; elsewhere as usual.
 constexpr std::size_t kStreamAlign = 64;
@@ -150,20 +186,14 @@ struct Pack {
     return out;
   }
 
-  // In double.
   BNEXT_INLINE double sum_lanes() const {
-    // Four lanes at a time, by the vectors of the compiler: ATen's have no conversion to double.
-    typedef acc_t Four __attribute__((vector_size(4 * sizeof(acc_t))));
-    typedef double FourDoubles __attribute__((vector_size(4 * sizeof(double))));
-    alignas(64) acc_t lanes[std::max(4, static_cast<int>(Vec::size()))] = {};
-    (kVecs == 1 ? v[0] : v[0] + v[kVecs - 1]).store(lanes);
-    FourDoubles sums = {};
-    BNEXT_UNROLL_HOST for (int i = 0; i < Vec::size(); i += 4) {
-      Four four;
-      std::memcpy(&four, lanes + i, sizeof(four));
-      sums += __builtin_convertvector(four, FourDoubles);
-    }
-    return (sums[0] + sums[2]) + (sums[1] + sums[3]);
+    return sum_in_double(kVecs == 1 ? v[0] : v[0] + v[kVecs - 1]);
+  }
+
+  // In acc_t: for what need not be exact.
+  BNEXT_INLINE acc_t rough_sum_of_lanes() const {
+    const auto add = [](const Vec& a, const Vec& b) { return a + b; };
+    return at::vec::vec_reduce_all<acc_t>(add, kVecs == 1 ? v[0] : v[0] + v[kVecs - 1]);
   }
 
   BNEXT_INLINE friend Pack operator+(Pack a, const Pack& b) {

@@ -22,8 +22,9 @@ constexpr std::int64_t kMaxPieces = 64;
 constexpr std::int64_t kCacheElements = 262144;
 // Lines of short runs that a piece keeps, so that its per-column accumulators pay off.
 constexpr std::int64_t kMinLines = 64;
-// Adjacent elements that a piece keeps of each line.
-static const std::int64_t kMinRun = getenv("MINRUN") ? atol(getenv("MINRUN")) : 16384;
+// Adjacent elements of planes that a piece keeps: enough pages for the prefetchers.
+constexpr std::int64_t kMinRun = 16384;
+constexpr std::int64_t kMinRowRun = 512;
 
 // One piece of one ghost.
 struct Piece {
@@ -50,11 +51,12 @@ class Schedule {
     const std::int64_t most_lines =
         std::max<std::int64_t>(1, inner_ <= kShortRun ? lines / kMinLines : lines);
     const std::int64_t first_lines = rows ? std::min(wanted, most_lines) : 1;
+    const std::int64_t min_run = rows ? kMinRowRun : kMinRun;
     const std::int64_t channels =
-        std::max(ceil_div(layout.n_channel, wanted / first_lines), ceil_div(kMinRun, inner_));
+        std::max(ceil_div(layout.n_channel, wanted / first_lines), ceil_div(min_run, inner_));
     channel_cuts_ = ceil_div(layout.n_channel, channels);
-    line_cuts_ = rows ? first_lines
-                      : std::clamp<std::int64_t>(wanted / channel_cuts_, 1, most_lines);
+    line_cuts_ =
+        rows ? first_lines : std::clamp<std::int64_t>(wanted / channel_cuts_, 1, most_lines);
     // Few, large planes are cut as well.
     const std::int64_t uncut = wanted / (line_cuts_ * channel_cuts_);
     plane_cuts_ = channel_cuts_ == layout.n_channel && inner_ >= kGrainElements
@@ -107,8 +109,7 @@ class Schedule {
     const Slab& slab = piece.slab;
     const std::int64_t run = slab.inner <= kShortRun ? slab.length : slab.inner;
     const auto aligned = [&](std::int64_t elements) { return elements * element_size % 64 == 0; };
-    static const long nt = getenv("NT") ? atol(getenv("NT")) : last_level_cache_bytes() / 4;
-    return layout_.numel() * element_size > nt && aligned(run) &&
+    return 4 * layout_.numel() * element_size > last_level_cache_bytes() && aligned(run) &&
            aligned(slab.stride) && aligned(piece.offset);
   }
 

@@ -23,11 +23,9 @@ constexpr int kStripVecs = 2;
 template <typename scalar_t>
 constexpr int kStripPacks = std::max(1, kStripVecs / Pack<scalar_t>::kVecs);
 
-inline long tune(const char* n, long d) { const char* v = getenv(n); return v ? atol(v) : d; }
-static const long tWalk = tune("WALK", 4096), tMinWalk = tune("MINWALK", 1), tPre = tune("PRE", 1), tPreW = tune("PREW", 1), tDist = tune("DIST", 1), tMinFetch = tune("MINFETCH", 64), tGroup = tune("GROUP", 8192), tMinGroup = tune("MINGROUP", 4);
-
 // Lines of a strip, whose sums are added to those of the block: two levels round less than one.
 constexpr std::int64_t kGroupLines = 8;
+constexpr std::int64_t kMinGroupLines = 4;
 
 // Lines of a block, whose sums are kept in acc_t before they are merged in double.
 constexpr std::int64_t kBlockLines = 128;
@@ -35,12 +33,25 @@ constexpr std::int64_t kBlockLines = 128;
 // Columns of a wide matrix: their sums stay in the first-level cache.
 constexpr std::int64_t kTileColumns = 512;
 
-// Lines of a wide matrix that are walked strip by strip: as many as lie close together, since the
+// Lines of a wide matrix that are walked strip by strip: as many as lie within `bytes`, since the
 // prefetchers follow one stream a page.
 template <typename scalar_t>
-std::int64_t near_lines(std::int64_t stride, std::int64_t bytes, std::int64_t least, std::int64_t most) {
+std::int64_t near_lines(
+    std::int64_t stride, std::int64_t bytes, std::int64_t least, std::int64_t most) {
   constexpr auto kBytes = static_cast<std::int64_t>(sizeof(scalar_t));
   return std::clamp<std::int64_t>(bytes / (stride * kBytes), least, most);
+}
+
+// While an element is only read and written:
+template <typename scalar_t>
+std::int64_t walk_lines(std::int64_t stride) {
+  return near_lines<scalar_t>(stride, 4096, 1, 32);
+}
+
+// While its lines are summed: as many as are summed before their sum is added to the block's.
+template <typename scalar_t>
+std::int64_t sum_group_lines(std::int64_t stride) {
+  return near_lines<scalar_t>(stride, 8192, kMinGroupLines, kGroupLines);
 }
 
 // K adjacent packs of `lines` lines; only a strip of one pack may have fewer than all lanes.
@@ -74,9 +85,9 @@ struct PerChannel {
   }
 };
 
-// Calls f(packs, column, lanes, fresh) for strips of K packs that cover `columns` columns, and of one
-// pack for the rest. The last pack overlaps the one before it: only its last `fresh` lanes are not
-// in another strip.
+// Calls f(packs, column, lanes, fresh) for strips of K packs that cover `columns` columns, and of
+// one pack for the rest. The last pack overlaps the one before it: only its last `fresh` lanes are
+// not in another strip.
 template <typename scalar_t, int K, typename F>
 BNEXT_INLINE void for_each_column_strip(std::int64_t columns, F&& f) {
   constexpr std::int64_t kSize = Pack<scalar_t>::kSize;
@@ -90,13 +101,15 @@ BNEXT_INLINE void for_each_column_strip(std::int64_t columns, F&& f) {
   }
 }
 
-// While some lines of a wide matrix are walked strip by strip, the next ones are fetched in the order
-// of memory: the strips alone would be many streams for the prefetchers of the hardware. Where a
-// strip at `column` starts to fetch.
-inline std::int64_t fetch_start(
+// While some lines of a wide matrix are walked strip by strip, the next ones are fetched in the
+// order of memory: the strips alone would be many streams for the prefetchers of the hardware.
+// Where a strip at `column` starts to fetch; negative where one strip is a line, and so in order.
+template <typename scalar_t>
+std::int64_t fetch_start(
     const Slab& slab, std::int64_t line, std::int64_t lines, std::int64_t column) {
-  const bool contiguous = slab.stride == slab.length && slab.length > tMinFetch;
-  return contiguous && tPre ? (line + tDist * lines) * slab.stride + column * lines : -1;
+  constexpr std::int64_t kWidth = kStripPacks<scalar_t> * Pack<scalar_t>::kSize;
+  const bool wanted = slab.stride == slab.length && slab.length > kWidth;
+  return wanted ? (line + lines) * slab.stride + column * lines : -1;
 }
 
 template <int K, bool kWrite = false, typename scalar_t>
@@ -110,8 +123,7 @@ BNEXT_INLINE void fetch(const scalar_t* p, const Strip& strip, std::int64_t line
 // Calls f(packs, strip) for strips that cover a run of adjacent elements, read as lines of K packs,
 // and f_rest(strip, rest) for its last pack if only `rest` lanes of it are not in the strips.
 template <typename scalar_t, int K, typename F, typename Rest>
-BNEXT_INLINE void for_each_run_strip(
-    std::int64_t at, std::int64_t size, F&& f, Rest&& f_rest) {
+BNEXT_INLINE void for_each_run_strip(std::int64_t at, std::int64_t size, F&& f, Rest&& f_rest) {
   constexpr std::int64_t kSize = Pack<scalar_t>::kSize;
   const std::int64_t lines = size / (K * kSize);
   if (lines != 0) {
@@ -143,16 +155,15 @@ BNEXT_INLINE void for_each_strip(const Slab slab, F&& f) {
     }
     return;
   }
-  const std::int64_t walk = near_lines<scalar_t>(slab.stride, tWalk, tMinWalk, 32);
+  const std::int64_t walk = walk_lines<scalar_t>(slab.stride);
   for (std::int64_t line = 0; line < slab.lines; line += walk) {
     const std::int64_t lines = std::min(walk, slab.lines - line);
     for_each_column_strip<scalar_t, K>(
-        slab.length,
-        [&](auto packs, std::int64_t column, std::int64_t lanes, std::int64_t) {
+        slab.length, [&](auto packs, std::int64_t column, std::int64_t lanes, std::int64_t) {
       f(packs,
         Strip{
             line * slab.stride + column, lines, slab.stride, lanes,
-            fetch_start(slab, line, lines, column)},
+            fetch_start<scalar_t>(slab, line, lines, column)},
         PerColumn{column, lanes});
     });
   }
