@@ -96,11 +96,14 @@ class BackwardSteps {
 
   void fold(std::int64_t ghost, std::int64_t group, Range channels, Scratch& scratch) {
     const std::int64_t n_channel = schedule_.n_channel();
-    for (std::int64_t c = channels.begin; c < channels.end; ++c) {
-      GradSums total;
-      for (std::int64_t p = 0; p < schedule_.num_partials(); ++p) {
-        total.add(scratch.partials[p * n_channel + c]);
+    GradSums* const totals = scratch.partials.data();
+    for (std::int64_t p = 1; p < schedule_.num_partials(); ++p) {
+      for (std::int64_t c = channels.begin; c < channels.end; ++c) {
+        totals[c].add(totals[p * n_channel + c]);
       }
+    }
+    for (std::int64_t c = channels.begin; c < channels.end; ++c) {
+      GradSums& total = totals[c];
       const ChannelStats<acc_t> channel = stats(ghost, c);
       total.subtract_mean_lo(channel.mean_lo);
       if (sums_.sum_dy != nullptr) {

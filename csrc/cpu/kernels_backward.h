@@ -150,8 +150,11 @@ class ColumnGradSums {
     const std::int64_t group = sum_group_lines<scalar_t>(slab.stride);
     std::fill_n(sum_dy_, columns, 0.0);
     std::fill_n(sum_dy_xmu_, columns, 0.0);
-    for (std::int64_t begin = 0; begin < slab.lines; begin += kGradBlockLines) {
-      const std::int64_t lines = std::min(kGradBlockLines, slab.lines - begin);
+    const std::int64_t blocks = num_blocks(slab.lines, kGradBlockLines);
+    for (std::int64_t block = 0; block < blocks; ++block) {
+      const Range range = split_range(slab.lines, blocks, block);
+      const std::int64_t begin = range.begin;
+      const std::int64_t lines = range.size();
       for (std::int64_t line = 0; line < lines; line += group) {
         const std::int64_t group_lines = std::min(group, lines - line);
         for_each_column_strip<scalar_t, kStripPacks<scalar_t>>(

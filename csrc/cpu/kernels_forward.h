@@ -64,14 +64,15 @@ struct StripSums {
 
 // The sum of the lines of a strip.
 template <typename scalar_t, int K>
-BNEXT_INLINE void sum_lines(const scalar_t* x, const Strip& strip, Pack<scalar_t> (&sum)[K]) {
+BNEXT_INLINE void sum_lines(const scalar_t* input, const Strip& strip, Pack<scalar_t> (&sum)[K]) {
   using P = Pack<scalar_t>;
-  BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
-    sum[k] = P::load(x + k * P::kSize, strip.lanes);
+  const scalar_t* x = input + strip.at;
+  BNEXT_UNROLL_HOST for (P& s : sum) {
+    s = P(0);
   }
-  for (std::int64_t i = 1; i < strip.lines; ++i) {
-    x += strip.stride;
+  for (std::int64_t i = 0; i < strip.lines; ++i, x += strip.stride) {
     BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
+      fetch<K>(input, strip, i, k);
       sum[k] = sum[k] + P::load(x + k * P::kSize, strip.lanes);
     }
   }
@@ -87,14 +88,19 @@ class ColumnMoments {
   BNEXT_KERNEL void reduce(
       const scalar_t* input, const Slab& slab, std::int64_t first, std::int64_t columns) {
     const std::int64_t group = sum_group_lines<scalar_t>(slab.stride);
-    for (std::int64_t begin = 0; begin < slab.lines; begin += kBlockLines) {
-      const std::int64_t block_lines = std::min(kBlockLines, slab.lines - begin);
+    const std::int64_t blocks = num_blocks(slab.lines, kBlockLines);
+    for (std::int64_t block = 0; block < blocks; ++block) {
+      const Range range = split_range(slab.lines, blocks, block);
+      const std::int64_t begin = range.begin;
+      const std::int64_t block_lines = range.size();
       const std::int64_t pivot_lines = ceil_div(block_lines, kLinesPerPivotLine);
       for_each_column_strip<scalar_t, kStripPacks<scalar_t>>(
           columns, [&](auto packs, std::int64_t column, std::int64_t lanes, std::int64_t) {
         set_pivot(
             packs, input,
-            Strip{begin * slab.stride + first + column, pivot_lines, slab.stride, lanes, -1},
+            Strip{
+                begin * slab.stride + first + column, pivot_lines, slab.stride, lanes,
+                fetch_start<scalar_t>(slab, begin, pivot_lines, first + column)},
             column);
       });
       for (std::int64_t line = 0; line < block_lines; line += group) {
@@ -138,7 +144,7 @@ class ColumnMoments {
   BNEXT_INLINE void set_pivot(
       Packs<K>, const scalar_t* input, const Strip& strip, std::int64_t column) {
     P pivot[K];
-    sum_lines(input + strip.at, strip, pivot);
+    sum_lines(input, strip, pivot);
     const P one_over_k(acc_t(1) / static_cast<acc_t>(strip.lines));
     BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
       finite_pivot(pivot[k] * one_over_k).store_acc(pivot_ + column + k * P::kSize, strip.lanes);

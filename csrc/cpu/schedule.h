@@ -21,7 +21,7 @@ constexpr std::int64_t kMaxPieces = 64;
 // A ghost of this many elements stays in a core's cache from reduce to apply.
 constexpr std::int64_t kCacheElements = 262144;
 // Lines of short runs that a piece keeps, so that its per-column accumulators pay off.
-constexpr std::int64_t kMinLines = 64;
+constexpr std::int64_t kMinLines = 128;
 // Adjacent elements of planes that a piece keeps: enough pages for the prefetchers.
 constexpr std::int64_t kMinRun = 16384;
 constexpr std::int64_t kMinRowRun = 512;

@@ -7,6 +7,7 @@
 #include <numeric>
 #include <vector>
 
+#include "../core/layout.h"
 #include "pack.h"
 
 namespace bnext {
@@ -28,7 +29,12 @@ constexpr std::int64_t kGroupLines = 8;
 constexpr std::int64_t kMinGroupLines = 4;
 
 // Lines of a block, whose sums are kept in acc_t before they are merged in double.
-constexpr std::int64_t kBlockLines = 128;
+constexpr std::int64_t kBlockLines = 64;
+
+// Near-equal blocks of about `size` lines, less than half as many more: no block of a line or two.
+inline std::int64_t num_blocks(std::int64_t lines, std::int64_t size) {
+  return std::max<std::int64_t>(1, (lines + size / 2) / size);
+}
 
 // Columns of a wide matrix: their sums stay in the first-level cache.
 constexpr std::int64_t kTileColumns = 512;
