@@ -111,23 +111,6 @@ struct StripGradSums {
     }
   }
 
-  // A few lines at a time: two levels of sums round less than one.
-  template <typename Act, Derivative kDerivative>
-  BNEXT_INLINE void add(
-      const GradArgs<scalar_t>& args,
-      const Strip& strip,
-      const GradConstants<scalar_t, K>& constants) {
-    for (std::int64_t begin = 0; begin < strip.lines; begin += kGroupLines) {
-      StripGradSums group;
-      group.template add_lines<Act, kDerivative>(
-          args, strip, begin, std::min(begin + kGroupLines, strip.lines), constants);
-      BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
-        dy[k] = dy[k] + group.dy[k];
-        dy_xmu[k] = dy_xmu[k] + group.dy_xmu[k];
-      }
-    }
-  }
-
   BNEXT_INLINE void add_pack(const GradPack<scalar_t>& pack, int k) {
     dy[k] = dy[k] + pack.dy;
     dy_xmu[k] = Math<P>::fmadd(pack.dy, pack.xmu, dy_xmu[k]);
@@ -223,11 +206,15 @@ BNEXT_INLINE GradSums grad_reduce_block(
   const PerChannel source{channel};
   StripGradSums<scalar_t, 1> sums;
   for_each_run_strip<scalar_t, K>(at, size, [&](auto packs, const Strip& strip) {
-    StripGradSums<scalar_t, packs()> strip_sums;
-    strip_sums.template add<Act, kDerivative>(
-        args, strip, GradConstants<scalar_t, packs()>(args, source));
-    sums.dy[0] = sums.dy[0] + sum_of(strip_sums.dy);
-    sums.dy_xmu[0] = sums.dy_xmu[0] + sum_of(strip_sums.dy_xmu);
+    const GradConstants<scalar_t, packs()> constants(args, source);
+    // A few lines at a time: two levels of sums round less than one.
+    for (std::int64_t begin = 0; begin < strip.lines; begin += kGroupLines) {
+      StripGradSums<scalar_t, packs()> group;
+      group.template add_lines<Act, kDerivative>(
+          args, strip, begin, std::min(begin + kGroupLines, strip.lines), constants);
+      sums.dy[0] = sums.dy[0] + sum_of(group.dy);
+      sums.dy_xmu[0] = sums.dy_xmu[0] + sum_of(group.dy_xmu);
+    }
   }, [&](const Strip& strip, std::int64_t rest) {
     auto pack = GradPack<scalar_t>::template load<Act, kDerivative>(
         args, strip, 0, GradConstants<scalar_t, 1>(args, source), 0);
@@ -241,7 +228,7 @@ BNEXT_INLINE GradSums grad_reduce_block(
 template <typename scalar_t, typename Act, Derivative kDerivative>
 BNEXT_KERNEL void grad_reduce_runs(const GradReduceArgs<scalar_t> args, const Slab slab) {
   constexpr std::int64_t kBlock = kGradBlockLines * kStripPacks<scalar_t> * Pack<scalar_t>::kSize;
-  const std::int64_t blocks = ceil_div(slab.inner, kBlock);
+  const std::int64_t blocks = num_blocks(slab.inner, kBlock);
   const std::int64_t channels = slab.channels();
   for (std::int64_t i = 0; i < slab.lines * blocks; ++i) {
     const Range range = split_range(slab.inner, blocks, i % blocks);

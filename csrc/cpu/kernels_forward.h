@@ -41,18 +41,6 @@ struct StripSums {
     }
   }
 
-  // A few lines at a time: two levels of sums round less than one.
-  BNEXT_INLINE void add(const scalar_t* input, const Strip& strip, const P (&pivot)[K]) {
-    for (std::int64_t begin = 0; begin < strip.lines; begin += kGroupLines) {
-      StripSums group;
-      group.add_lines(input, strip, begin, std::min(begin + kGroupLines, strip.lines), pivot);
-      BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
-        d[k] = d[k] + group.d[k];
-        dd[k] = dd[k] + group.dd[k];
-      }
-    }
-  }
-
   BNEXT_INLINE void add_pack(const P& deviation, int k) {
     d[k] = d[k] + deviation;
     dd[k] = Math<P>::fmadd(deviation, deviation, dd[k]);
@@ -219,58 +207,85 @@ void reduce_columns(const ReduceArgs<scalar_t>& args, const Slab& slab, std::int
   }
 }
 
-// Sums of a block of adjacent elements of one channel about their pivot, which all lanes share.
+// A block of adjacent elements of one channel.
 template <typename scalar_t>
-BNEXT_INLINE void reduce_block(const scalar_t* x, std::int64_t size, double& mean, double& m2) {
+class RunBlock {
   using acc_t = AccType<scalar_t>;
   using P = Pack<scalar_t>;
-  constexpr int K = kStripPacks<scalar_t>;
-  acc_t pivot;
-  if (const std::int64_t lines = size / (K * P::kSize); lines != 0) {
-    P sum[K];
-    const std::int64_t pivot_lines = ceil_div(lines, kLinesPerPivotLine);
-    sum_lines(x, Strip{0, pivot_lines, K * P::kSize, P::kSize, -1}, sum);
-    pivot = sum_of(sum).rough_sum_of_lanes() / static_cast<acc_t>(pivot_lines * K * P::kSize);
-  } else {
-    pivot = P::load(x).rough_sum_of_lanes() / acc_t(P::kSize);
+  static constexpr int K = kStripPacks<scalar_t>;
+
+ public:
+  explicit RunBlock(std::int64_t size)
+      : size_(size),
+        pivot_lines_(num_pivot_lines(size / (K * P::kSize))),
+        one_over_pivot_size_(
+            acc_t(1) / static_cast<acc_t>(P::kSize * (pivot_lines_ == 0 ? 1 : pivot_lines_ * K))),
+        one_over_size_(1.0 / static_cast<double>(size)) {}
+
+  // All lanes share one pivot, so that their sums add up.
+  BNEXT_INLINE void reduce(const scalar_t* x, double& mean, double& m2) const {
+    const acc_t pivot_value = pivot(x);
+    const P one_pivot(pivot_value);
+    StripSums<scalar_t, 1> sums;
+    for_each_run_strip<scalar_t, K>(0, size_, [&](auto packs, const Strip& strip) {
+      P pivots[packs()];
+      BNEXT_UNROLL_HOST for (P& p : pivots) {
+        p = one_pivot;
+      }
+      // A few lines at a time: two levels of sums round less than one.
+      for (std::int64_t begin = 0; begin < strip.lines; begin += kGroupLines) {
+        StripSums<scalar_t, packs()> group;
+        group.add_lines(x, strip, begin, std::min(begin + kGroupLines, strip.lines), pivots);
+        sums.d[0] = sums.d[0] + sum_of(group.d);
+        sums.dd[0] = sums.dd[0] + sum_of(group.dd);
+      }
+    }, [&](const Strip& strip, std::int64_t rest) {
+      sums.add_pack((P::load(x + strip.at) - one_pivot).last(rest), 0);
+    });
+    shifted_moments<double>(
+        pivot_value, sums.d[0].sum_lanes(), sums.dd[0].sum_lanes(), one_over_size_, mean, m2);
   }
-  pivot = finite_pivot(pivot);
-  StripSums<scalar_t, 1> sums;
-  const P one_pivot[1] = {P(pivot)};
-  for_each_run_strip<scalar_t, K>(0, size, [&](auto packs, const Strip& strip) {
-    P pivots[packs()];
-    BNEXT_UNROLL_HOST for (P& p : pivots) {
-      p = one_pivot[0];
+
+ private:
+  // An eighth of the block at least, also of what is left beside the lines.
+  static std::int64_t num_pivot_lines(std::int64_t lines) {
+    return lines == 0 ? 0 : ceil_div(lines + 1, kLinesPerPivotLine);
+  }
+
+  BNEXT_INLINE acc_t pivot(const scalar_t* x) const {
+    P sum = P::load(x);
+    if (pivot_lines_ != 0) {
+      P sums[K];
+      sum_lines(x, Strip{0, pivot_lines_, K * P::kSize, P::kSize, -1}, sums);
+      sum = sum_of(sums);
     }
-    StripSums<scalar_t, packs()> strip_sums;
-    strip_sums.add(x, strip, pivots);
-    sums.d[0] = sums.d[0] + sum_of(strip_sums.d);
-    sums.dd[0] = sums.dd[0] + sum_of(strip_sums.dd);
-  }, [&](const Strip& strip, std::int64_t rest) {
-    sums.add_pack((P::load(x + strip.at) - one_pivot[0]).last(rest), 0);
-  });
-  shifted_moments<double>(
-      pivot, sums.d[0].sum_lanes(), sums.dd[0].sum_lanes(), 1.0 / static_cast<double>(size), mean,
-      m2);
-}
+    return finite_pivot(sum.rough_sum_of_lanes() * one_over_pivot_size_);
+  }
+
+  std::int64_t size_;
+  std::int64_t pivot_lines_;  // of K packs; 0: the first pack alone
+  acc_t one_over_pivot_size_;
+  double one_over_size_;
+};
 
 // The runs of all lines and channels, long ones in blocks.
 template <typename scalar_t>
 BNEXT_KERNEL void reduce_runs(const ReduceArgs<scalar_t> args, const Slab slab) {
   constexpr std::int64_t kBlock = kBlockLines * kStripPacks<scalar_t> * Pack<scalar_t>::kSize;
-  const std::int64_t blocks = ceil_div(slab.inner, kBlock);
+  const std::int64_t blocks = num_blocks(slab.inner, kBlock);
   const std::int64_t channels = slab.channels();
   for (std::int64_t i = 0; i < slab.lines * blocks; ++i) {
     const std::int64_t line = i / blocks;
     const Range range = split_range(slab.inner, blocks, i % blocks);
-    const std::int64_t size = range.size();
+    const RunBlock<scalar_t> block(range.size());
     const auto before = static_cast<double>(line * slab.inner + range.begin);
-    const double b_over_n = static_cast<double>(size) / (before + static_cast<double>(size));
+    const auto size = static_cast<double>(range.size());
+    const double b_over_n = size / (before + size);
     const double ab_over_n = before * b_over_n;
     const scalar_t* x = args.input + line * slab.stride + range.begin;
     for (std::int64_t c = 0; c < channels; ++c, x += slab.inner) {
       double mean, m2;
-      reduce_block(x, size, mean, m2);
+      block.reduce(x, mean, m2);
       if (i == 0) {
         args.mean[c] = mean;
         args.m2[c] = m2;
