@@ -20,7 +20,7 @@ struct SavedStats {
   acc_t* mean_lo;
   acc_t* invstd;
 
-  ChannelStats<acc_t> get(std::int64_t i) const { return {mean[i], mean_lo[i], invstd[i]}; }
+  SavedStats at(std::int64_t i) const { return {mean + i, mean_lo + i, invstd + i}; }
   void set(std::int64_t i, const ChannelStats<acc_t>& stats) const {
     mean[i] = stats.mean;
     mean_lo[i] = stats.mean_lo;
@@ -46,20 +46,18 @@ class MomentRows {
       const MomentRows& other,
       std::int64_t other_row,
       double count) const {
-    double* const into_mean = mean(row);
-    double* const into_m2 = m2(row);
-    const double* const from_mean = other.mean(other_row);
-    const double* const from_m2 = other.m2(other_row);
-    const double b_over_n = count / (before + count);
-    const double ab_over_n = before * b_over_n;
-    for (std::int64_t c = channels.begin; c < channels.end; ++c) {
-      if (before == 0) {
-        into_mean[c] = from_mean[c];
-        into_m2[c] = from_m2[c];
-      } else {
-        merge_moments(into_mean[c], into_m2[c], from_mean[c], from_m2[c], b_over_n, ab_over_n);
-      }
+    const std::int64_t first = channels.begin;
+    const double* const from_mean = other.mean(other_row) + first;
+    const double* const from_m2 = other.m2(other_row) + first;
+    if (before == 0) {
+      std::copy_n(from_mean, channels.size(), mean(row) + first);
+      std::copy_n(from_m2, channels.size(), m2(row) + first);
+      return;
     }
+    const double b_over_n = count / (before + count);
+    kernel_table().float64.merge(
+        {mean(row) + first, m2(row) + first, from_mean, from_m2, b_over_n, before * b_over_n},
+        channels.size());
   }
 
  private:
@@ -188,10 +186,9 @@ class ForwardSteps {
   }
 
   void prepare(std::int64_t ghost, Scratch& scratch) const {
-    const std::int64_t first = ghost * schedule_.n_channel();
-    scratch.mean = saved_.mean + first;
-    for (std::int64_t c = 0; given_stats_ && c < schedule_.n_channel(); ++c) {
-      set_constants(c, saved_.get(first + c), scratch);
+    scratch.mean = saved_.mean + ghost * schedule_.n_channel();
+    if (given_stats_) {
+      set_constants(ghost, Range{0, schedule_.n_channel()}, scratch);
     }
   }
 
@@ -201,13 +198,13 @@ class ForwardSteps {
 
   void fold(std::int64_t ghost, std::int64_t group, Range channels, Scratch& scratch) {
     reduce_.fold(ghost, group, channels, scratch.partials);
-    const double count = schedule_.count(ghost);
-    for (std::int64_t c = channels.begin; c < channels.end; ++c) {
-      const Welford<double> moments{count, scratch.partials.mean(0)[c], scratch.partials.m2(0)[c]};
-      const auto stats = channel_stats<acc_t>(moments, eps_);
-      saved_.set(ghost * schedule_.n_channel() + c, stats);
-      set_constants(c, stats, scratch);
-    }
+    const std::int64_t first = channels.begin;
+    const SavedStats<acc_t> saved = saved_.at(ghost * schedule_.n_channel() + first);
+    kernel_table().of<scalar_t>().statistics(
+        {scratch.partials.mean(0) + first, scratch.partials.m2(0) + first, schedule_.count(ghost),
+         eps_, saved.mean, saved.mean_lo, saved.invstd},
+        channels.size());
+    set_constants(ghost, channels, scratch);
   }
 
   void apply(const Piece& piece, Scratch& scratch) const {
@@ -226,10 +223,14 @@ class ForwardSteps {
   std::vector<Welford<double>> batch_moments() const { return reduce_.batch_moments(); }
 
  private:
-  void set_constants(std::int64_t c, const ChannelStats<acc_t>& stats, Scratch& scratch) const {
-    const auto constants = forward_constants(stats, weight_.get(c, 1), bias_.get(c, 0));
-    scratch.scale[c] = constants.scale;
-    scratch.shift[c] = constants.shift;
+  void set_constants(std::int64_t ghost, Range channels, Scratch& scratch) const {
+    const std::int64_t first = channels.begin;
+    const SavedStats<acc_t> saved = saved_.at(ghost * schedule_.n_channel() + first);
+    kernel_table().of<scalar_t>().constants(
+        {saved.mean, saved.mean_lo, saved.invstd, at_offset(weight_.data(), first),
+         at_offset(bias_.data(), first), scratch.scale.data() + first,
+         scratch.shift.data() + first},
+        channels.size());
   }
 
   const Schedule& schedule_;

@@ -108,12 +108,60 @@ struct GradApplyArgs : GradArgs<scalar_t> {
   }
 };
 
+// Chan's merge of `other` into (mean, m2), as merge_moments takes it.
+struct MergeArgs {
+  double* mean;
+  double* m2;
+  const double* other_mean;
+  const double* other_m2;
+  double b_over_n;
+  double ab_over_n;
+};
+
+template <typename acc_t>
+struct StatisticsArgs {
+  const double* mean;
+  const double* m2;
+  double count;
+  double eps;
+  acc_t* save_mean;
+  acc_t* save_mean_lo;
+  acc_t* save_invstd;
+};
+
+template <typename acc_t>
+struct ConstantsArgs {
+  const acc_t* mean;
+  const acc_t* mean_lo;
+  const acc_t* invstd;
+  const acc_t* weight;  // null: 1
+  const acc_t* bias;    // null: 0
+  acc_t* scale;
+  acc_t* shift;
+};
+
+template <typename acc_t>
+struct CoefficientsArgs {
+  const GradSums* sums;
+  double count;
+  const acc_t* mean_lo;
+  const acc_t* invstd;
+  const acc_t* scale;
+  acc_t* coef_x;
+  acc_t* coef_0;
+};
+
 template <typename scalar_t>
 struct Kernels {
+  using acc_t = AccType<scalar_t>;
   void (*reduce)(const ReduceArgs<scalar_t>&, const Slab&);
   void (*apply)(const ApplyArgs<scalar_t>&, const Slab&);
   void (*grad_reduce)(const GradReduceArgs<scalar_t>&, const Slab&);
   void (*grad_apply)(const GradApplyArgs<scalar_t>&, const Slab&);
+  void (*merge)(MergeArgs, std::int64_t n_channel);
+  void (*statistics)(StatisticsArgs<acc_t>, std::int64_t n_channel);
+  void (*constants)(ConstantsArgs<acc_t>, std::int64_t n_channel);
+  void (*coefficients)(CoefficientsArgs<acc_t>, std::int64_t n_channel);
 };
 
 // The four element types of one instruction set.

@@ -20,6 +20,7 @@ class ChannelValues {
       data_ = tensor_.const_data_ptr<acc_t>();
     }
   }
+  const acc_t* data() const { return data_; }
   acc_t get(std::int64_t channel, acc_t otherwise) const {
     return data_ != nullptr ? data_[channel] : otherwise;
   }
