@@ -198,45 +198,51 @@ void grad_reduce_columns(
   }
 }
 
-// The sums of a block of adjacent elements of one channel.
+// The sums of elements of one channel: a stretch of a run, or several short runs.
 template <typename scalar_t, typename Act, Derivative kDerivative>
 BNEXT_INLINE GradSums grad_reduce_block(
-    const GradArgs<scalar_t>& args, std::int64_t at, std::int64_t size, std::int64_t channel) {
+    const GradArgs<scalar_t>& args,
+    std::int64_t at,
+    std::int64_t size,
+    std::int64_t runs,
+    std::int64_t stride,
+    std::int64_t channel) {
   constexpr int K = kStripPacks<scalar_t>;
   const PerChannel source{channel};
   StripGradSums<scalar_t, 1> sums;
-  for_each_run_strip<scalar_t, K>(at, size, [&](auto packs, const Strip& strip) {
-    const GradConstants<scalar_t, packs()> constants(args, source);
-    // A few lines at a time: two levels of sums round less than one.
-    for (std::int64_t begin = 0; begin < strip.lines; begin += kGroupLines) {
-      StripGradSums<scalar_t, packs()> group;
-      group.template add_lines<Act, kDerivative>(
-          args, strip, begin, std::min(begin + kGroupLines, strip.lines), constants);
-      sums.dy[0] = sums.dy[0] + sum_of(group.dy);
-      sums.dy_xmu[0] = sums.dy_xmu[0] + sum_of(group.dy_xmu);
-    }
-  }, [&](const Strip& strip, std::int64_t rest) {
-    auto pack = GradPack<scalar_t>::template load<Act, kDerivative>(
-        args, strip, 0, GradConstants<scalar_t, 1>(args, source), 0);
-    pack.dy = pack.dy.last(rest);
-    pack.xmu = pack.xmu.last(rest);
-    sums.add_pack(pack, 0);
-  });
+  for (std::int64_t run = 0; run < runs; ++run, at += stride) {
+    for_each_run_strip<scalar_t, K>(at, size, [&](auto packs, const Strip& strip) {
+      const GradConstants<scalar_t, packs()> constants(args, source);
+      // A few lines at a time: two levels of sums round less than one.
+      for (std::int64_t begin = 0; begin < strip.lines; begin += kGroupLines) {
+        StripGradSums<scalar_t, packs()> group;
+        group.template add_lines<Act, kDerivative>(
+            args, strip, begin, std::min(begin + kGroupLines, strip.lines), constants);
+        sums.dy[0] = sums.dy[0] + sum_of(group.dy);
+        sums.dy_xmu[0] = sums.dy_xmu[0] + sum_of(group.dy_xmu);
+      }
+    }, [&](const Strip& strip, std::int64_t rest) {
+      auto pack = GradPack<scalar_t>::template load<Act, kDerivative>(
+          args, strip, 0, GradConstants<scalar_t, 1>(args, source), 0);
+      pack.dy = pack.dy.last(rest);
+      pack.xmu = pack.xmu.last(rest);
+      sums.add_pack(pack, 0);
+    });
+  }
   return {sums.dy[0].sum_lanes(), sums.dy_xmu[0].sum_lanes()};
 }
 
 template <typename scalar_t, typename Act, Derivative kDerivative>
 BNEXT_KERNEL void grad_reduce_runs(const GradReduceArgs<scalar_t> args, const Slab slab) {
   constexpr std::int64_t kBlock = kGradBlockLines * kStripPacks<scalar_t> * Pack<scalar_t>::kSize;
-  const std::int64_t blocks = num_blocks(slab.inner, kBlock);
   const std::int64_t channels = slab.channels();
-  for (std::int64_t i = 0; i < slab.lines * blocks; ++i) {
-    const Range range = split_range(slab.inner, blocks, i % blocks);
-    std::int64_t at = i / blocks * slab.stride + range.begin;
+  for_each_run_block<scalar_t>(
+      slab, kBlock, [&](std::int64_t at, std::int64_t size, std::int64_t runs) {
     for (std::int64_t c = 0; c < channels; ++c, at += slab.inner) {
-      args.sums[c].add(grad_reduce_block<scalar_t, Act, kDerivative>(args, at, range.size(), c));
+      args.sums[c].add(
+          grad_reduce_block<scalar_t, Act, kDerivative>(args, at, size, runs, slab.stride, c));
     }
-  }
+  });
 }
 
 // The constants of `args` as the strips of the slab read them.

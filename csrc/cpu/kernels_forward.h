@@ -207,7 +207,7 @@ void reduce_columns(const ReduceArgs<scalar_t>& args, const Slab& slab, std::int
   }
 }
 
-// A block of adjacent elements of one channel.
+// Elements of one channel: a stretch of a run, or several short runs.
 template <typename scalar_t>
 class RunBlock {
   using acc_t = AccType<scalar_t>;
@@ -215,85 +215,98 @@ class RunBlock {
   static constexpr int K = kStripPacks<scalar_t>;
 
  public:
-  explicit RunBlock(std::int64_t size)
+  RunBlock(std::int64_t size, std::int64_t runs, std::int64_t stride)
       : size_(size),
-        pivot_lines_(num_pivot_lines(size / (K * P::kSize))),
-        one_over_pivot_size_(
-            acc_t(1) / static_cast<acc_t>(P::kSize * (pivot_lines_ == 0 ? 1 : pivot_lines_ * K))),
-        one_over_size_(1.0 / static_cast<double>(size)) {}
+        runs_(runs),
+        stride_(stride),
+        pivot_lines_(num_pivot_lines(size / (K * P::kSize), runs)),
+        pivot_packs_(pivot_lines_ != 0 ? pivot_lines_ * K : num_pivot_packs(size, runs)),
+        one_over_pivot_size_(acc_t(1) / static_cast<acc_t>(pivot_packs_ * P::kSize)),
+        one_over_size_(1.0 / static_cast<double>(size * runs)) {}
 
   // All lanes share one pivot, so that their sums add up.
   BNEXT_INLINE void reduce(const scalar_t* x, double& mean, double& m2) const {
     const acc_t pivot_value = pivot(x);
     const P one_pivot(pivot_value);
     StripSums<scalar_t, 1> sums;
-    for_each_run_strip<scalar_t, K>(0, size_, [&](auto packs, const Strip& strip) {
-      P pivots[packs()];
-      BNEXT_UNROLL_HOST for (P& p : pivots) {
-        p = one_pivot;
-      }
-      // A few lines at a time: two levels of sums round less than one.
-      for (std::int64_t begin = 0; begin < strip.lines; begin += kGroupLines) {
-        StripSums<scalar_t, packs()> group;
-        group.add_lines(x, strip, begin, std::min(begin + kGroupLines, strip.lines), pivots);
-        sums.d[0] = sums.d[0] + sum_of(group.d);
-        sums.dd[0] = sums.dd[0] + sum_of(group.dd);
-      }
-    }, [&](const Strip& strip, std::int64_t rest) {
-      sums.add_pack((P::load(x + strip.at) - one_pivot).last(rest), 0);
-    });
+    for (std::int64_t run = 0; run < runs_; ++run, x += stride_) {
+      for_each_run_strip<scalar_t, K>(0, size_, [&](auto packs, const Strip& strip) {
+        P pivots[packs()];
+        BNEXT_UNROLL_HOST for (P& p : pivots) {
+          p = one_pivot;
+        }
+        // A few lines at a time: two levels of sums round less than one.
+        for (std::int64_t begin = 0; begin < strip.lines; begin += kGroupLines) {
+          StripSums<scalar_t, packs()> group;
+          group.add_lines(x, strip, begin, std::min(begin + kGroupLines, strip.lines), pivots);
+          sums.d[0] = sums.d[0] + sum_of(group.d);
+          sums.dd[0] = sums.dd[0] + sum_of(group.dd);
+        }
+      }, [&](const Strip& strip, std::int64_t rest) {
+        sums.add_pack((P::load(x + strip.at) - one_pivot).last(rest), 0);
+      });
+    }
     shifted_moments<double>(
         pivot_value, sums.d[0].sum_lanes(), sums.dd[0].sum_lanes(), one_over_size_, mean, m2);
   }
 
  private:
-  // An eighth of the block at least, also of what is left beside the lines.
-  static std::int64_t num_pivot_lines(std::int64_t lines) {
-    return lines == 0 ? 0 : ceil_div(lines + 1, kLinesPerPivotLine);
+  // The pivot is the mean of an eighth of the block at least: the first lines of a lone run, nearly
+  // all of the first of up to four.
+  static std::int64_t num_pivot_lines(std::int64_t lines, std::int64_t runs) {
+    return runs > 1 || lines == 0 ? lines : ceil_div(lines + 1, kLinesPerPivotLine);
   }
+  static std::int64_t num_pivot_packs(std::int64_t size, std::int64_t runs) {
+    return runs > 1 ? size / P::kSize : 1;
+  }
+  static_assert(kMaxRunsAtOnce * 2 <= kLinesPerPivotLine);
 
   BNEXT_INLINE acc_t pivot(const scalar_t* x) const {
-    P sum = P::load(x);
+    P sum[1];
     if (pivot_lines_ != 0) {
       P sums[K];
       sum_lines(x, Strip{0, pivot_lines_, K * P::kSize, P::kSize, -1}, sums);
-      sum = sum_of(sums);
+      sum[0] = sum_of(sums);
+    } else {
+      sum_lines(x, Strip{0, pivot_packs_, P::kSize, P::kSize, -1}, sum);
     }
-    return finite_pivot(sum.rough_sum_of_lanes() * one_over_pivot_size_);
+    return finite_pivot(sum[0].rough_sum_of_lanes() * one_over_pivot_size_);
   }
 
   std::int64_t size_;
-  std::int64_t pivot_lines_;  // of K packs; 0: the first pack alone
+  std::int64_t runs_;
+  std::int64_t stride_;
+  std::int64_t pivot_lines_;  // of K packs; 0: of single packs
+  std::int64_t pivot_packs_;
   acc_t one_over_pivot_size_;
   double one_over_size_;
 };
 
-// The runs of all lines and channels, long ones in blocks.
+// Runs of all lines and channels: long ones in blocks, short ones of a few lines at once.
 template <typename scalar_t>
 BNEXT_KERNEL void reduce_runs(const ReduceArgs<scalar_t> args, const Slab slab) {
   constexpr std::int64_t kBlock = kBlockLines * kStripPacks<scalar_t> * Pack<scalar_t>::kSize;
-  const std::int64_t blocks = num_blocks(slab.inner, kBlock);
   const std::int64_t channels = slab.channels();
-  for (std::int64_t i = 0; i < slab.lines * blocks; ++i) {
-    const std::int64_t line = i / blocks;
-    const Range range = split_range(slab.inner, blocks, i % blocks);
-    const RunBlock<scalar_t> block(range.size());
-    const auto before = static_cast<double>(line * slab.inner + range.begin);
-    const auto size = static_cast<double>(range.size());
+  double before = 0;
+  for_each_run_block<scalar_t>(
+      slab, kBlock, [&](std::int64_t at, std::int64_t block_size, std::int64_t runs) {
+    const RunBlock<scalar_t> block(block_size, runs, slab.stride);
+    const auto size = static_cast<double>(block_size * runs);
     const double b_over_n = size / (before + size);
     const double ab_over_n = before * b_over_n;
-    const scalar_t* x = args.input + line * slab.stride + range.begin;
+    const scalar_t* x = args.input + at;
     for (std::int64_t c = 0; c < channels; ++c, x += slab.inner) {
       double mean, m2;
       block.reduce(x, mean, m2);
-      if (i == 0) {
+      if (before == 0) {
         args.mean[c] = mean;
         args.m2[c] = m2;
       } else {
         merge_moments(args.mean[c], args.m2[c], mean, m2, b_over_n, ab_over_n);
       }
     }
-  }
+    before += size;
+  });
 }
 
 template <typename scalar_t>

@@ -144,6 +144,26 @@ BNEXT_INLINE void for_each_run_strip(std::int64_t at, std::int64_t size, F&& f, 
   }
 }
 
+// Runs of one channel in adjacent lines that are summed together if they are short: what is done
+// per sum, and not per element, would take as long.
+constexpr std::int64_t kMaxRunsAtOnce = 4;
+constexpr std::int64_t kShortRunLines = 16;  // of a strip
+
+// Calls f(at, size, runs) for the blocks of the first channel's runs: stretches of about `block`
+// elements of a long run, or `runs` short ones in adjacent lines.
+template <typename scalar_t, typename F>
+BNEXT_INLINE void for_each_run_block(const Slab& slab, std::int64_t block, F&& f) {
+  constexpr std::int64_t kWidth = kStripPacks<scalar_t> * Pack<scalar_t>::kSize;
+  const std::int64_t at_once = slab.inner <= kShortRunLines * kWidth ? kMaxRunsAtOnce : 1;
+  const std::int64_t blocks = num_blocks(slab.inner, block);
+  for (std::int64_t line = 0; line < slab.lines; line += at_once) {
+    for (std::int64_t i = 0; i < blocks; ++i) {
+      const Range range = split_range(slab.inner, blocks, i);
+      f(line * slab.stride + range.begin, range.size(), std::min(at_once, slab.lines - line));
+    }
+  }
+}
+
 // Calls f(packs, strip, constants) for strips that cover the slab, some elements of it twice: of a
 // wide matrix, or of one run after the other.
 template <typename scalar_t, int K, typename F>
