@@ -21,8 +21,11 @@ constexpr int kStripVecs = 4;
 constexpr int kStripVecs = 2;
 #endif
 
+// At least a cache line: half of one stored past the caches, and the other half later, is two
+// writes.
 template <typename scalar_t>
-constexpr int kStripPacks = std::max(1, kStripVecs / Pack<scalar_t>::kVecs);
+constexpr int kStripPacks = std::max<int>(
+    kStripVecs / Pack<scalar_t>::kVecs, kStreamAlign / (Pack<scalar_t>::kSize * sizeof(scalar_t)));
 
 // Lines of a strip, whose sums are added to those of the block: two levels round less than one.
 constexpr std::int64_t kGroupLines = 8;
