@@ -16,13 +16,15 @@ from tools import cuda_build  # noqa: E402
 
 # -ffp-contract=off: the kernels say where they want a fused multiply-add, so that forward and
 # backward recompute the same pre-activation. -fopenmp only compiles: at::parallel_for's pool is
-# the one that libtorch_cpu already links. max-inline-insns-single: g++ would call at::vec's
-# half-precision conversions as functions, through memory.
+# the one that libtorch_cpu already links. -fno-math-errno: square roots in loops as vectors; no
+# result depends on it. max-inline-insns-single: g++ would call at::vec's half-precision conversions
+# as functions, through memory.
 CXX_FLAGS = [
     "-O3",
     "-g0",
     "-fopenmp",
     "-ffp-contract=off",
+    "-fno-math-errno",
     "--param=max-inline-insns-single=5000",
     "-fvisibility=hidden",
     "-Wall",

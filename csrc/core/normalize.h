@@ -50,9 +50,15 @@ BNEXT_HD inline ForwardConstants<acc_t> forward_constants(
   return {stats.mean, scale, Math<acc_t>::fmadd(-stats.mean_lo, scale, bias)};
 }
 
+// xmu = x - mean.
+template <typename T>
+BNEXT_HD inline T normalize_centred(T xmu, T scale, T shift) {
+  return Math<T>::fmadd(xmu, scale, shift);
+}
+
 template <typename T>
 BNEXT_HD inline T normalize(T x, T mean, T scale, T shift) {
-  return Math<T>::fmadd(x - mean, scale, shift);
+  return normalize_centred(x - mean, scale, shift);
 }
 
 // What backward needs of all the values of a channel.
@@ -91,8 +97,13 @@ BNEXT_HD inline BackwardConstants<acc_t> backward_constants(
 }
 
 template <typename T>
+BNEXT_HD inline T grad_input_centred(T dy, T xmu, T scale, T coef_x, T coef_0) {
+  return Math<T>::fmadd(dy, scale, Math<T>::fmadd(xmu, coef_x, coef_0));
+}
+
+template <typename T>
 BNEXT_HD inline T grad_input(T dy, T x, T mean, T scale, T coef_x, T coef_0) {
-  return Math<T>::fmadd(dy, scale, Math<T>::fmadd(x - mean, coef_x, coef_0));
+  return grad_input_centred(dy, x - mean, scale, coef_x, coef_0);
 }
 
 }  // namespace bnext

@@ -50,6 +50,8 @@ class BackwardSteps {
         group_sums_(sums_given ? 0 : schedule.num_groups() * schedule.n_channel()),
         grad_input_(optional_grad(tensors.grad_input)),
         grad_residual_(optional_grad(tensors.grad_residual)) {
+    advise_huge_pages(tensors.grad_input);
+    advise_huge_pages(tensors.grad_residual);
     args_.grad_output = tensors.grad_output.const_data_ptr<scalar_t>();
     args_.input = tensors.input.const_data_ptr<scalar_t>();
     args_.extra = optional_data<scalar_t>(tensors.extra);
@@ -61,7 +63,7 @@ class BackwardSteps {
     const std::int64_t n_channel = schedule_.n_channel();
     const std::vector<acc_t> channels(n_channel);
     return {
-        std::vector<GradSums>(sums_given_ ? 0 : schedule_.num_partials() * n_channel),
+        std::vector<GradSums>(schedule_.num_partials() * n_channel),
         channels,
         channels,
         channels,
@@ -72,16 +74,17 @@ class BackwardSteps {
   void prepare(std::int64_t ghost, Scratch& scratch) const {
     const std::int64_t n_channel = schedule_.n_channel();
     scratch.mean = mean_ + ghost * n_channel;
-    for (std::int64_t c = 0; c < n_channel; ++c) {
-      const auto constants = forward_constants(stats(ghost, c), weight_.get(c, 1), bias_.get(c, 0));
-      scratch.scale[c] = constants.scale;
-      scratch.shift[c] = constants.shift;
-      if (sums_given_ && !frozen_) {
-        const std::int64_t i = ghost * n_channel + c;
-        set_coefficients(
-            ghost, c, static_cast<double>(sums_.count[ghost]),
-            {sums_.sum_dy[i], sums_.sum_dy_xmu[i]}, scratch);
+    const std::int64_t first = ghost * n_channel;
+    kernel_table().of<scalar_t>().constants(
+        {scratch.mean, mean_lo_ + first, invstd_ + first, weight_.data(), bias_.data(),
+         scratch.scale.data(), scratch.shift.data()},
+        n_channel);
+    if (sums_given_ && !frozen_) {
+      for (std::int64_t c = 0; c < n_channel; ++c) {
+        scratch.partials[c] = {sums_.sum_dy[first + c], sums_.sum_dy_xmu[first + c]};
       }
+      set_coefficients(
+          ghost, Range{0, n_channel}, static_cast<double>(sums_.count[ghost]), scratch);
     }
   }
 
@@ -94,20 +97,23 @@ class BackwardSteps {
 
   void fold(std::int64_t ghost, std::int64_t group, Range channels, Scratch& scratch) {
     const std::int64_t n_channel = schedule_.n_channel();
-    for (std::int64_t c = channels.begin; c < channels.end; ++c) {
-      GradSums total;
-      for (std::int64_t p = 0; p < schedule_.num_partials(); ++p) {
-        total.add(scratch.partials[p * n_channel + c]);
+    GradSums* const totals = scratch.partials.data();
+    for (std::int64_t p = 1; p < schedule_.num_partials(); ++p) {
+      for (std::int64_t c = channels.begin; c < channels.end; ++c) {
+        totals[c].add(totals[p * n_channel + c]);
       }
-      const ChannelStats<acc_t> channel = stats(ghost, c);
-      total.subtract_mean_lo(channel.mean_lo);
-      if (sums_.sum_dy != nullptr) {
-        sums_.sum_dy[ghost * n_channel + c] = total.sum_dy;
-        sums_.sum_dy_xmu[ghost * n_channel + c] = total.sum_dy_xmu;
-      }
-      set_coefficients(ghost, c, schedule_.count(ghost), total, scratch);
-      group_sums_[group * n_channel + c].add({total.sum_dy, total.sum_dy_xmu * channel.invstd});
     }
+    for (std::int64_t c = channels.begin; c < channels.end; ++c) {
+      GradSums& total = totals[c];
+      const std::int64_t i = ghost * n_channel + c;
+      total.subtract_mean_lo(mean_lo_[i]);
+      if (sums_.sum_dy != nullptr) {
+        sums_.sum_dy[i] = total.sum_dy;
+        sums_.sum_dy_xmu[i] = total.sum_dy_xmu;
+      }
+      group_sums_[group * n_channel + c].add({total.sum_dy, total.sum_dy_xmu * invstd_[i]});
+    }
+    set_coefficients(ghost, channels, schedule_.count(ghost), scratch);
   }
 
   void apply(const Piece& piece, Scratch& scratch) const {
@@ -117,6 +123,7 @@ class BackwardSteps {
     args.coef_0 = frozen_ ? nullptr : scratch.coef_0.data() + piece.channel;
     args.grad_input = at_offset(grad_input_, piece.offset);
     args.grad_residual = at_offset(grad_residual_, piece.offset);
+    args.stream = schedule_.stream(piece, sizeof(scalar_t));
     kernel_table().of<scalar_t>().grad_apply(args, piece.slab);
   }
 
@@ -142,20 +149,14 @@ class BackwardSteps {
     return tensor.defined() ? tensor.mutable_data_ptr<scalar_t>() : nullptr;
   }
 
-  ChannelStats<acc_t> stats(std::int64_t ghost, std::int64_t channel) const {
-    const std::int64_t i = ghost * schedule_.n_channel() + channel;
-    return {mean_[i], mean_lo_[i], invstd_[i]};
-  }
-
-  void set_coefficients(
-      std::int64_t ghost,
-      std::int64_t c,
-      double count,
-      const GradSums& sums,
-      Scratch& scratch) const {
-    const auto constants = backward_constants(stats(ghost, c), scratch.scale[c], count, sums);
-    scratch.coef_x[c] = constants.coef_x;
-    scratch.coef_0[c] = constants.coef_0;
+  void set_coefficients(std::int64_t ghost, Range channels, double count, Scratch& scratch) const {
+    const std::int64_t first = channels.begin;
+    const std::int64_t i = ghost * schedule_.n_channel() + first;
+    kernel_table().of<scalar_t>().coefficients(
+        {scratch.partials.data() + first, count, mean_lo_ + i, invstd_ + i,
+         scratch.scale.data() + first, scratch.coef_x.data() + first,
+         scratch.coef_0.data() + first},
+        channels.size());
   }
 
   void set_args(const Piece& piece, const Scratch& scratch, GradArgs<scalar_t>& args) const {

@@ -1,6 +1,8 @@
 // Forward on the CPU: the fused op, and reduce and apply on their own.
 #include <ATen/ops/empty_like.h>
 
+#include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "../ops.h"
@@ -18,7 +20,7 @@ struct SavedStats {
   acc_t* mean_lo;
   acc_t* invstd;
 
-  ChannelStats<acc_t> get(std::int64_t i) const { return {mean[i], mean_lo[i], invstd[i]}; }
+  SavedStats at(std::int64_t i) const { return {mean + i, mean_lo + i, invstd + i}; }
   void set(std::int64_t i, const ChannelStats<acc_t>& stats) const {
     mean[i] = stats.mean;
     mean_lo[i] = stats.mean_lo;
@@ -26,54 +28,95 @@ struct SavedStats {
   }
 };
 
+// Moments in double of `rows` sets of the same channels, which have one count per row.
+class MomentRows {
+ public:
+  MomentRows(std::int64_t rows, std::int64_t n_channel)
+      : n_channel_(n_channel), values_(new double[2 * rows * n_channel]) {}
+
+  double* mean(std::int64_t row) const { return values_.get() + 2 * row * n_channel_; }
+  double* m2(std::int64_t row) const { return mean(row) + n_channel_; }
+
+  // Merges a row of `other`, of `count` values, into one of this, of `before` values: one division
+  // for all the channels.
+  void merge(
+      Range channels,
+      std::int64_t row,
+      double before,
+      const MomentRows& other,
+      std::int64_t other_row,
+      double count) const {
+    const std::int64_t first = channels.begin;
+    const double* const from_mean = other.mean(other_row) + first;
+    const double* const from_m2 = other.m2(other_row) + first;
+    if (before == 0) {
+      std::copy_n(from_mean, channels.size(), mean(row) + first);
+      std::copy_n(from_m2, channels.size(), m2(row) + first);
+      return;
+    }
+    const double b_over_n = count / (before + count);
+    kernel_table().float64.merge(
+        {mean(row) + first, m2(row) + first, from_mean, from_m2, b_over_n, before * b_over_n},
+        channels.size());
+  }
+
+ private:
+  std::int64_t n_channel_;
+  std::unique_ptr<double[]> values_;
+};
+
 template <typename scalar_t>
 class Reduce {
  public:
-  using Scratch = std::vector<Welford<double>>;  // [num_partials, C]
+  using Scratch = MomentRows;  // a row per partial result
 
   Reduce(const Schedule& schedule, const at::Tensor& input)
       : schedule_(schedule),
         input_(input.const_data_ptr<scalar_t>()),
-        group_moments_(schedule.num_groups() * schedule.n_channel()) {}
+        groups_(schedule.num_groups(), schedule.n_channel()) {}
 
-  Scratch make_partials() const {
-    return Scratch(schedule_.num_partials() * schedule_.n_channel());
-  }
+  Scratch make_partials() const { return Scratch(schedule_.num_partials(), schedule_.n_channel()); }
 
   void reduce(const Piece& piece, Scratch& partials) const {
-    Welford<double>* moments =
-        partials.data() + piece.partial * schedule_.n_channel() + piece.channel;
-    kernel_table().of<scalar_t>().reduce({input_ + piece.offset, moments}, piece.slab);
+    double* const mean = partials.mean(piece.partial) + piece.channel;
+    double* const m2 = partials.m2(piece.partial) + piece.channel;
+    kernel_table().of<scalar_t>().reduce({input_ + piece.offset, mean, m2}, piece.slab);
   }
 
-  // The moments of a channel of the ghost whose partials these are.
-  Welford<double> fold(std::int64_t group, std::int64_t channel, const Scratch& partials) {
-    Welford<double> total;
-    for (std::int64_t p = 0; p < schedule_.num_partials(); ++p) {
-      total.merge(partials[p * schedule_.n_channel() + channel]);
+  // Merges the partials into the first.
+  void fold(std::int64_t ghost, std::int64_t group, Range channels, Scratch& partials) const {
+    double before = schedule_.partial_count(ghost, 0);
+    for (std::int64_t p = 1; p < schedule_.num_partials(); ++p) {
+      const double count = schedule_.partial_count(ghost, p);
+      partials.merge(channels, 0, before, partials, p, count);
+      before += count;
     }
-    group_moments_[group * schedule_.n_channel() + channel].merge(total);
-    return total;
+    const std::int64_t first = schedule_.first_ghost(group);
+    groups_.merge(
+        channels, group, ghost == first ? 0 : schedule_.count(first, ghost), partials, 0, before);
   }
 
   // Those of the whole batch, for the running statistics.
   std::vector<Welford<double>> batch_moments() const {
-    const std::int64_t n_channel = schedule_.n_channel();
-    std::vector<Welford<double>> batch(n_channel);
-    at::parallel_for(0, n_channel, kGrainElements, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t group = 0; group < schedule_.num_groups(); ++group) {
-        for (std::int64_t c = begin; c < end; ++c) {
-          batch[c].merge(group_moments_[group * n_channel + c]);
-        }
-      }
-    });
+    const Range channels{0, schedule_.n_channel()};
+    double total = schedule_.count(0, schedule_.first_of_next(0));
+    for (std::int64_t group = 1; group < schedule_.num_groups(); ++group) {
+      const double count =
+          schedule_.count(schedule_.first_ghost(group), schedule_.first_of_next(group));
+      groups_.merge(channels, 0, total, groups_, group, count);
+      total += count;
+    }
+    std::vector<Welford<double>> batch(channels.end);
+    for (std::int64_t c = 0; c < channels.end; ++c) {
+      batch[c] = {total, groups_.mean(0)[c], groups_.m2(0)[c]};
+    }
     return batch;
   }
 
  private:
   const Schedule& schedule_;
   const scalar_t* input_;
-  std::vector<Welford<double>> group_moments_;  // [num_groups, C]
+  MomentRows groups_;
 };
 
 // The steps of batch_norm_reduce: moments of every ghost, in double.
@@ -89,11 +132,10 @@ class ReduceSteps {
   void prepare(std::int64_t, Scratch&) const {}
   void reduce(const Piece& piece, Scratch& scratch) const { reduce_.reduce(piece, scratch); }
   void fold(std::int64_t ghost, std::int64_t group, Range channels, Scratch& scratch) {
-    for (std::int64_t c = channels.begin; c < channels.end; ++c) {
-      const Welford<double> moments = reduce_.fold(group, c, scratch);
-      mean_[ghost * n_channel_ + c] = moments.mean;
-      m2_[ghost * n_channel_ + c] = moments.m2;
-    }
+    reduce_.fold(ghost, group, channels, scratch);
+    const std::int64_t first = ghost * n_channel_ + channels.begin;
+    std::copy_n(scratch.mean(0) + channels.begin, channels.size(), mean_ + first);
+    std::copy_n(scratch.m2(0) + channels.begin, channels.size(), m2_ + first);
   }
   void apply(const Piece&, Scratch&) const {}
 
@@ -110,7 +152,7 @@ class ForwardSteps {
  public:
   using acc_t = AccType<scalar_t>;
   struct Scratch {
-    std::vector<Welford<double>> partials;
+    MomentRows partials;
     std::vector<acc_t> scale;
     std::vector<acc_t> shift;
     const acc_t* mean;
@@ -132,20 +174,21 @@ class ForwardSteps {
         activation_(tensors.activation),
         saved_(saved),
         eps_(eps),
-        given_stats_(given_stats) {}
+        given_stats_(given_stats) {
+    advise_huge_pages(tensors.output);
+  }
 
   Scratch make_scratch() const {
     const std::int64_t n_channel = schedule_.n_channel();
     return {
-        given_stats_ ? std::vector<Welford<double>>() : reduce_.make_partials(),
-        std::vector<acc_t>(n_channel), std::vector<acc_t>(n_channel), nullptr};
+        reduce_.make_partials(), std::vector<acc_t>(n_channel), std::vector<acc_t>(n_channel),
+        nullptr};
   }
 
   void prepare(std::int64_t ghost, Scratch& scratch) const {
-    const std::int64_t first = ghost * schedule_.n_channel();
-    scratch.mean = saved_.mean + first;
-    for (std::int64_t c = 0; given_stats_ && c < schedule_.n_channel(); ++c) {
-      set_constants(c, saved_.get(first + c), scratch);
+    scratch.mean = saved_.mean + ghost * schedule_.n_channel();
+    if (given_stats_) {
+      set_constants(ghost, Range{0, schedule_.n_channel()}, scratch);
     }
   }
 
@@ -154,11 +197,14 @@ class ForwardSteps {
   }
 
   void fold(std::int64_t ghost, std::int64_t group, Range channels, Scratch& scratch) {
-    for (std::int64_t c = channels.begin; c < channels.end; ++c) {
-      const auto stats = channel_stats<acc_t>(reduce_.fold(group, c, scratch.partials), eps_);
-      saved_.set(ghost * schedule_.n_channel() + c, stats);
-      set_constants(c, stats, scratch);
-    }
+    reduce_.fold(ghost, group, channels, scratch.partials);
+    const std::int64_t first = channels.begin;
+    const SavedStats<acc_t> saved = saved_.at(ghost * schedule_.n_channel() + first);
+    kernel_table().of<scalar_t>().statistics(
+        {scratch.partials.mean(0) + first, scratch.partials.m2(0) + first, schedule_.count(ghost),
+         eps_, saved.mean, saved.mean_lo, saved.invstd},
+        channels.size());
+    set_constants(ghost, channels, scratch);
   }
 
   void apply(const Piece& piece, Scratch& scratch) const {
@@ -170,16 +216,21 @@ class ForwardSteps {
     args.scale = scratch.scale.data() + piece.channel;
     args.shift = scratch.shift.data() + piece.channel;
     args.activation = activation_;
+    args.stream = schedule_.stream(piece, sizeof(scalar_t));
     kernel_table().of<scalar_t>().apply(args, piece.slab);
   }
 
   std::vector<Welford<double>> batch_moments() const { return reduce_.batch_moments(); }
 
  private:
-  void set_constants(std::int64_t c, const ChannelStats<acc_t>& stats, Scratch& scratch) const {
-    const auto constants = forward_constants(stats, weight_.get(c, 1), bias_.get(c, 0));
-    scratch.scale[c] = constants.scale;
-    scratch.shift[c] = constants.shift;
+  void set_constants(std::int64_t ghost, Range channels, Scratch& scratch) const {
+    const std::int64_t first = channels.begin;
+    const SavedStats<acc_t> saved = saved_.at(ghost * schedule_.n_channel() + first);
+    kernel_table().of<scalar_t>().constants(
+        {saved.mean, saved.mean_lo, saved.invstd, at_offset(weight_.data(), first),
+         at_offset(bias_.data(), first), scratch.scale.data() + first,
+         scratch.shift.data() + first},
+        channels.size());
   }
 
   const Schedule& schedule_;

@@ -28,9 +28,15 @@ struct Slab {
   std::int64_t channels() const { return length / inner; }
 };
 
-// A channel's run of this many adjacent elements or fewer is a few columns of a wide matrix, whose
-// lines are rows or samples; a longer one is a matrix of its own.
-constexpr std::int64_t kShortRun = 64;
+// A channel's run of this many adjacent elements or fewer, less than the widest pack, is a few
+// columns of a wide matrix, whose lines are rows or samples; a longer one is walked on its own.
+constexpr std::int64_t kShortRun = 31;
+
+// `offset` elements on; null stays null.
+template <typename T>
+T* at_offset(T* pointer, std::int64_t offset) {
+  return pointer != nullptr ? pointer + offset : nullptr;
+}
 
 // Pointers to elements point at the slab's first element, those to per-channel values at its first
 // channel.
@@ -38,7 +44,9 @@ constexpr std::int64_t kShortRun = 64;
 template <typename scalar_t>
 struct ReduceArgs {
   const scalar_t* input;
-  Welford<double>* moments;  // out: of the slab's values of each channel
+  // Out: of the slab's values of each channel, lines * inner of them.
+  double* mean;
+  double* m2;
 };
 
 template <typename scalar_t>
@@ -51,6 +59,13 @@ struct ApplyArgs {
   const acc_t* scale;
   const acc_t* shift;
   Activation activation;
+  bool stream;  // store past the caches: all lines and runs start at multiples of 64 bytes
+
+  void advance(std::int64_t offset) {
+    input += offset;
+    residual = at_offset(residual, offset);
+    output += offset;
+  }
 };
 
 template <typename scalar_t>
@@ -64,6 +79,12 @@ struct GradArgs {
   const acc_t* shift;
   Activation activation;
   Derivative derivative;
+
+  void advance(std::int64_t offset) {
+    grad_output += offset;
+    input += offset;
+    extra = at_offset(extra, offset);
+  }
 };
 
 template <typename scalar_t>
@@ -78,14 +99,69 @@ struct GradApplyArgs : GradArgs<scalar_t> {
   const acc_t* coef_0;
   scalar_t* grad_input;     // null if not wanted
   scalar_t* grad_residual;  // null if not wanted
+  bool stream;              // as in ApplyArgs
+
+  void advance(std::int64_t offset) {
+    GradArgs<scalar_t>::advance(offset);
+    grad_input = at_offset(grad_input, offset);
+    grad_residual = at_offset(grad_residual, offset);
+  }
+};
+
+// Chan's merge of `other` into (mean, m2), as merge_moments takes it.
+struct MergeArgs {
+  double* mean;
+  double* m2;
+  const double* other_mean;
+  const double* other_m2;
+  double b_over_n;
+  double ab_over_n;
+};
+
+template <typename acc_t>
+struct StatisticsArgs {
+  const double* mean;
+  const double* m2;
+  double count;
+  double eps;
+  acc_t* save_mean;
+  acc_t* save_mean_lo;
+  acc_t* save_invstd;
+};
+
+template <typename acc_t>
+struct ConstantsArgs {
+  const acc_t* mean;
+  const acc_t* mean_lo;
+  const acc_t* invstd;
+  const acc_t* weight;  // null: 1
+  const acc_t* bias;    // null: 0
+  acc_t* scale;
+  acc_t* shift;
+};
+
+template <typename acc_t>
+struct CoefficientsArgs {
+  const GradSums* sums;
+  double count;
+  const acc_t* mean_lo;
+  const acc_t* invstd;
+  const acc_t* scale;
+  acc_t* coef_x;
+  acc_t* coef_0;
 };
 
 template <typename scalar_t>
 struct Kernels {
+  using acc_t = AccType<scalar_t>;
   void (*reduce)(const ReduceArgs<scalar_t>&, const Slab&);
   void (*apply)(const ApplyArgs<scalar_t>&, const Slab&);
   void (*grad_reduce)(const GradReduceArgs<scalar_t>&, const Slab&);
   void (*grad_apply)(const GradApplyArgs<scalar_t>&, const Slab&);
+  void (*merge)(MergeArgs, std::int64_t n_channel);
+  void (*statistics)(StatisticsArgs<acc_t>, std::int64_t n_channel);
+  void (*constants)(ConstantsArgs<acc_t>, std::int64_t n_channel);
+  void (*coefficients)(CoefficientsArgs<acc_t>, std::int64_t n_channel);
 };
 
 // The four element types of one instruction set.

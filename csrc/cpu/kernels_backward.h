@@ -1,6 +1,7 @@
 // grad_reduce and grad_apply on the CPU.
 #pragma once
 
+#include "../core/layout.h"
 #include "kernels.h"
 #include "pack.h"
 #include "tiles.h"
@@ -9,52 +10,62 @@ namespace bnext {
 namespace CPU_CAPABILITY {
 namespace {
 
-// Lines of a block, whose sums are kept in acc_t before they are added in double. Shorter than
+// Lines of a block, whose sums are kept in acc_t before they are added in double. Fewer than
 // forward's: these sums cancel, so that their rounding shows.
-constexpr std::int64_t kGradBlockLines = 16;
+constexpr std::int64_t kGradBlockLines = 64;
 
-// The constants of a tile that both backward kernels read, one per column.
-template <typename scalar_t>
-class GradConstants {
-  using acc_t = AccType<scalar_t>;
+// The constants of K packs, which both backward kernels read.
+template <typename scalar_t, int K>
+struct GradConstants {
+  using P = Pack<scalar_t>;
 
- public:
-  void expand(const GradArgs<scalar_t>& args, const Tile& tile) {
-    mean = means_.expand(args.mean, tile);
-    scale = scales_.expand(args.scale, tile);
-    shift = shifts_.expand(args.shift, tile);
+  template <typename Source>
+  BNEXT_INLINE GradConstants(const GradArgs<scalar_t>& args, const Source& source) {
+    BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
+      mean[k] = source.template get<P>(args.mean, k);
+      scale[k] = source.template get<P>(args.scale, k);
+      shift[k] = source.template get<P>(args.shift, k);
+    }
   }
 
-  const acc_t* mean;
-  const acc_t* scale;
-  const acc_t* shift;
-
- private:
-  ColumnConstants<acc_t> means_, scales_, shifts_;
+  P mean[K];
+  P scale[K];
+  P shift[K];
 };
 
-// The gradient of one pack after the activation.
-template <typename scalar_t, typename Act, Derivative kDerivative>
-BNEXT_INLINE Pack<scalar_t> grad_after_activation(
-    const GradArgs<scalar_t>& args,
-    std::int64_t at,
-    const Pack<scalar_t>& x,
-    const Pack<scalar_t>& mean,
-    const Pack<scalar_t>& scale,
-    const Pack<scalar_t>& shift,
-    std::int64_t lanes) {
+// Pack k of a line: x - mean, and the gradient after the activation.
+template <typename scalar_t>
+struct GradPack {
   using P = Pack<scalar_t>;
-  const P grad = P::load(args.grad_output + at, lanes);
-  if constexpr (std::is_same_v<Act, NoActivation>) {
-    return grad;
-  } else if constexpr (kDerivative == Derivative::kFromOutput) {
-    return Act::backward(grad, P::load(args.extra + at, lanes));
-  } else if constexpr (kDerivative == Derivative::kFromResidual) {
-    return Act::backward(grad, normalize(x, mean, scale, shift) + P::load(args.extra + at, lanes));
-  } else {
-    return Act::backward(grad, normalize(x, mean, scale, shift));
+
+  template <typename Act, Derivative kDerivative, int K>
+  BNEXT_INLINE static GradPack load(
+      const GradArgs<scalar_t>& args,
+      const Strip& strip,
+      std::int64_t line,
+      const GradConstants<scalar_t, K>& constants,
+      int k) {
+    const std::int64_t at = strip.at + line * strip.stride + k * P::kSize;
+    fetch<K>(args.input, strip, line, k);
+    fetch<K>(args.grad_output, strip, line, k);
+    const P grad = P::load(args.grad_output + at, strip.lanes);
+    const P xmu = P::load(args.input + at, strip.lanes) - constants.mean[k];
+    if constexpr (std::is_same_v<Act, NoActivation>) {
+      return {xmu, grad};
+    } else if constexpr (kDerivative == Derivative::kFromOutput) {
+      return {xmu, Act::backward(grad, P::load(args.extra + at, strip.lanes))};
+    } else {
+      P z = normalize_centred(xmu, constants.scale[k], constants.shift[k]);
+      if constexpr (kDerivative == Derivative::kFromResidual) {
+        z = z + P::load(args.extra + at, strip.lanes);
+      }
+      return {xmu, Act::backward(grad, z)};
+    }
   }
-}
+
+  P xmu;
+  P dy;
+};
 
 // Calls f with the functor of the activation and the constant of its derivative's source; the
 // checks leave the output to relu and leaky_relu, and the residual to silu.
@@ -74,58 +85,92 @@ inline void dispatch_derivative(Activation activation, Derivative derivative, F&
   });
 }
 
-// The sums of each column of a tile.
+// Sums of dy and of dy * (x - mean) over the lines of a strip.
+template <typename scalar_t, int K>
+struct StripGradSums {
+  using P = Pack<scalar_t>;
+
+  BNEXT_INLINE StripGradSums() {
+    BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
+      dy[k] = dy_xmu[k] = P(0);
+    }
+  }
+
+  template <typename Act, Derivative kDerivative>
+  BNEXT_INLINE void add_lines(
+      const GradArgs<scalar_t>& args,
+      const Strip& strip,
+      std::int64_t begin,
+      std::int64_t end,
+      const GradConstants<scalar_t, K>& constants) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
+        add_pack(
+            GradPack<scalar_t>::template load<Act, kDerivative>(args, strip, i, constants, k), k);
+      }
+    }
+  }
+
+  BNEXT_INLINE void add_pack(const GradPack<scalar_t>& pack, int k) {
+    dy[k] = dy[k] + pack.dy;
+    dy_xmu[k] = Math<P>::fmadd(pack.dy, pack.xmu, dy_xmu[k]);
+  }
+
+  P dy[K];
+  P dy_xmu[K];
+};
+
+// The sums of each column of a wide matrix.
 template <typename scalar_t>
-class TileGradSums {
+class ColumnGradSums {
   using acc_t = AccType<scalar_t>;
   using P = Pack<scalar_t>;
 
  public:
   template <typename Act, Derivative kDerivative>
   BNEXT_KERNEL void reduce(
-      const GradArgs<scalar_t>& args, const Tile& tile, const GradConstants<scalar_t>& constants) {
-    const std::int64_t slots = num_slots<scalar_t>(tile.columns);
-    std::fill_n(sum_dy_, slots, 0.0);
-    std::fill_n(sum_dy_xmu_, slots, 0.0);
-    for (std::int64_t begin = 0; begin < tile.lines; begin += kGradBlockLines) {
-      const std::int64_t end = std::min(begin + kGradBlockLines, tile.lines);
-      for_each_pack<scalar_t>(
-          tile, begin, end, lines_at_once(tile),
-          [&](std::int64_t line, std::int64_t lines, std::int64_t column, std::int64_t slot,
-              std::int64_t lanes) {
-        const P mean = P::load_acc(constants.mean + column, lanes);
-        const P scale = P::load_acc(constants.scale + column, lanes);
-        const P shift = P::load_acc(constants.shift + column, lanes);
-        P dy_sum(0), dy_xmu_sum(0);
-        if (line != begin) {
-          dy_sum = P::load_acc(block_dy_ + slot);
-          dy_xmu_sum = P::load_acc(block_dy_xmu_ + slot);
-        }
-        for (std::int64_t i = 0; i < lines; ++i) {
-          const std::int64_t at = tile.offset + (line + i) * tile.stride + column;
-          const P x = P::load(args.input + at, lanes);
-          const P dy = grad_after_activation<scalar_t, Act, kDerivative>(
-              args, at, x, mean, scale, shift, lanes);
-          dy_sum = dy_sum + dy;
-          dy_xmu_sum = Math<P>::fmadd(dy, x - mean, dy_xmu_sum);
-        }
-        dy_sum.store_acc(block_dy_ + slot);
-        dy_xmu_sum.store_acc(block_dy_xmu_ + slot);
-      });
-      for (std::int64_t i = 0; i < slots; ++i) {
+      const GradArgs<scalar_t>& args, const Slab& slab, std::int64_t first, std::int64_t columns) {
+    const std::int64_t group = sum_group_lines<scalar_t>(slab.stride);
+    std::fill_n(sum_dy_, columns, 0.0);
+    std::fill_n(sum_dy_xmu_, columns, 0.0);
+    const std::int64_t blocks = num_blocks(slab.lines, kGradBlockLines);
+    for (std::int64_t block = 0; block < blocks; ++block) {
+      const Range range = split_range(slab.lines, blocks, block);
+      const std::int64_t begin = range.begin;
+      const std::int64_t lines = range.size();
+      for (std::int64_t line = 0; line < lines; line += group) {
+        const std::int64_t group_lines = std::min(group, lines - line);
+        for_each_column_strip<scalar_t, kStripPacks<scalar_t>>(
+            columns, [&](auto packs, std::int64_t column, std::int64_t lanes, std::int64_t fresh) {
+          const Strip strip{
+              (begin + line) * slab.stride + first + column, group_lines, slab.stride, lanes,
+              fetch_start<scalar_t>(slab, begin + line, group_lines, first + column)};
+          StripGradSums<scalar_t, packs()> sums;
+          sums.template add_lines<Act, kDerivative>(
+              args, strip, 0, strip.lines,
+              GradConstants<scalar_t, packs()>(args, PerColumn{first + column, lanes}));
+          BNEXT_UNROLL_HOST for (int k = 0; k < packs(); ++k) {
+            const std::int64_t at = column + k * P::kSize;
+            add_to(block_dy_ + at, sums.dy[k], lanes, fresh, line == 0);
+            add_to(block_dy_xmu_ + at, sums.dy_xmu[k], lanes, fresh, line == 0);
+          }
+        });
+      }
+      for (std::int64_t i = 0; i < columns; ++i) {
         sum_dy_[i] += block_dy_[i];
         sum_dy_xmu_[i] += block_dy_xmu_[i];
       }
     }
-    slots_to_columns<scalar_t>(sum_dy_, tile.columns);
-    slots_to_columns<scalar_t>(sum_dy_xmu_, tile.columns);
   }
 
-  // Of the `inner` columns of one channel.
-  GradSums channel(std::int64_t column, std::int64_t inner) const {
+  // Of the channel whose `inner` columns start at `column`, and again every `period` columns.
+  GradSums channel(
+      std::int64_t column, std::int64_t inner, std::int64_t period, std::int64_t columns) const {
     GradSums sums;
-    for (std::int64_t i = column; i < column + inner; ++i) {
-      sums.add({sum_dy_[i], sum_dy_xmu_[i]});
+    for (; column < columns; column += period) {
+      for (std::int64_t i = column; i < column + inner; ++i) {
+        sums.add({sum_dy_[i], sum_dy_xmu_[i]});
+      }
     }
     return sums;
   }
@@ -138,81 +183,164 @@ class TileGradSums {
 };
 
 template <typename scalar_t, typename Act, Derivative kDerivative>
-void grad_reduce_tiles(const GradReduceArgs<scalar_t>& args, const Slab& slab) {
-  GradConstants<scalar_t> constants;
-  TileGradSums<scalar_t> sums;
-  for_each_tile<scalar_t>(slab, [&](const Tile& tile) {
-    constants.expand(args, tile);
-    sums.template reduce<Act, kDerivative>(args, tile, constants);
-    GradSums* out = args.sums + tile.channel;
-    for (std::int64_t column = 0; column < tile.columns; column += tile.inner) {
-      (out++)->add(sums.channel(column, tile.inner));
+void grad_reduce_columns(
+    const GradReduceArgs<scalar_t>& args, const Slab& slab, std::int64_t repeat) {
+  ColumnGradSums<scalar_t> sums;
+  const std::int64_t tile = kTileColumns / slab.inner * slab.inner;
+  const std::int64_t period = slab.length / repeat;
+  for (std::int64_t begin = 0; begin < period; begin += tile) {
+    const std::int64_t columns = std::min(tile, slab.length - begin);
+    sums.template reduce<Act, kDerivative>(args, slab, begin, columns);
+    GradSums* out = args.sums + begin / slab.inner;
+    for (std::int64_t column = 0; column < std::min(columns, period); column += slab.inner) {
+      (out++)->add(sums.channel(column, slab.inner, period, columns));
+    }
+  }
+}
+
+// The sums of elements of one channel: a stretch of a run, or several short runs.
+template <typename scalar_t, typename Act, Derivative kDerivative>
+BNEXT_INLINE GradSums grad_reduce_block(
+    const GradArgs<scalar_t>& args,
+    std::int64_t at,
+    std::int64_t size,
+    std::int64_t runs,
+    std::int64_t stride,
+    std::int64_t channel) {
+  constexpr int K = kStripPacks<scalar_t>;
+  const PerChannel source{channel};
+  StripGradSums<scalar_t, 1> sums;
+  for (std::int64_t run = 0; run < runs; ++run, at += stride) {
+    for_each_run_strip<scalar_t, K>(at, size, [&](auto packs, const Strip& strip) {
+      const GradConstants<scalar_t, packs()> constants(args, source);
+      // A few lines at a time: two levels of sums round less than one.
+      for (std::int64_t begin = 0; begin < strip.lines; begin += kGroupLines) {
+        StripGradSums<scalar_t, packs()> group;
+        group.template add_lines<Act, kDerivative>(
+            args, strip, begin, std::min(begin + kGroupLines, strip.lines), constants);
+        sums.dy[0] = sums.dy[0] + sum_of(group.dy);
+        sums.dy_xmu[0] = sums.dy_xmu[0] + sum_of(group.dy_xmu);
+      }
+    }, [&](const Strip& strip, std::int64_t rest) {
+      auto pack = GradPack<scalar_t>::template load<Act, kDerivative>(
+          args, strip, 0, GradConstants<scalar_t, 1>(args, source), 0);
+      pack.dy = pack.dy.last(rest);
+      pack.xmu = pack.xmu.last(rest);
+      sums.add_pack(pack, 0);
+    });
+  }
+  return {sums.dy[0].sum_lanes(), sums.dy_xmu[0].sum_lanes()};
+}
+
+template <typename scalar_t, typename Act, Derivative kDerivative>
+BNEXT_KERNEL void grad_reduce_runs(const GradReduceArgs<scalar_t> args, const Slab slab) {
+  constexpr std::int64_t kBlock = kGradBlockLines * kStripPacks<scalar_t> * Pack<scalar_t>::kSize;
+  const std::int64_t channels = slab.channels();
+  for_each_run_block<scalar_t>(
+      slab, kBlock, [&](std::int64_t at, std::int64_t size, std::int64_t runs) {
+    for (std::int64_t c = 0; c < channels; ++c, at += slab.inner) {
+      args.sums[c].add(
+          grad_reduce_block<scalar_t, Act, kDerivative>(args, at, size, runs, slab.stride, c));
     }
   });
 }
+
+// The constants of `args` as the strips of the slab read them.
+template <typename scalar_t>
+class ExpandedGradConstants {
+ public:
+  void expand(GradArgs<scalar_t>& args, const Slab& slab, std::int64_t repeat) {
+    args.mean = mean_.expand(args.mean, slab, repeat);
+    args.scale = scale_.expand(args.scale, slab, repeat);
+    args.shift = shift_.expand(args.shift, slab, repeat);
+  }
+
+ private:
+  Constants<AccType<scalar_t>> mean_, scale_, shift_;
+};
 
 template <typename scalar_t>
 void grad_reduce(const GradReduceArgs<scalar_t>& args, const Slab& slab) {
   std::fill_n(args.sums, slab.channels(), GradSums{});
-  dispatch_derivative(args.activation, args.derivative, [&](auto act, auto derivative) {
-    grad_reduce_tiles<scalar_t, decltype(act), derivative()>(args, slab);
+  for_each_part<scalar_t>(slab, [&](const Slab& part, std::int64_t offset, std::int64_t repeat) {
+    ExpandedGradConstants<scalar_t> constants;
+    GradReduceArgs<scalar_t> expanded = args;
+    expanded.advance(offset);
+    constants.expand(expanded, part, repeat);
+    dispatch_derivative(args.activation, args.derivative, [&](auto act, auto derivative) {
+      if (part.inner > kShortRun) {
+        grad_reduce_runs<scalar_t, decltype(act), derivative()>(expanded, part);
+      } else {
+        grad_reduce_columns<scalar_t, decltype(act), derivative()>(expanded, part, repeat);
+      }
+    });
   });
 }
 
-// Frozen statistics do not depend on x: there are no coefficients, and a non-finite x must not
-// reach its gradient.
-template <typename scalar_t, typename Act, Derivative kDerivative>
-BNEXT_KERNEL void grad_apply_tile(
-    const GradApplyArgs<scalar_t>& args,
-    const Tile& tile,
-    const GradConstants<scalar_t>& constants,
-    const AccType<scalar_t>* coef_x,
-    const AccType<scalar_t>* coef_0) {
+// kPlain: batch statistics, and the gradient of the input alone is wanted. Frozen statistics do not
+// depend on x: there are no coefficients, and a non-finite x must not reach its gradient.
+template <typename scalar_t, typename Act, Derivative kDerivative, bool kPlain>
+BNEXT_KERNEL void grad_apply_slab(const GradApplyArgs<scalar_t> args, const Slab slab) {
   using P = Pack<scalar_t>;
-  const bool frozen = coef_x == nullptr;
-  for_each_pack<scalar_t>(
-      tile, 0, tile.lines, lines_at_once(tile),
-      [&](std::int64_t line, std::int64_t lines, std::int64_t column, std::int64_t,
-          std::int64_t lanes) {
-    const P mean = P::load_acc(constants.mean + column, lanes);
-    const P scale = P::load_acc(constants.scale + column, lanes);
-    const P shift = P::load_acc(constants.shift + column, lanes);
-    const P cx = frozen ? P(0) : P::load_acc(coef_x + column, lanes);
-    const P c0 = frozen ? P(0) : P::load_acc(coef_0 + column, lanes);
-    for (std::int64_t i = 0; i < lines; ++i) {
-      const std::int64_t at = tile.offset + (line + i) * tile.stride + column;
-      const P x = P::load(args.input + at, lanes);
-      const P dy =
-          grad_after_activation<scalar_t, Act, kDerivative>(args, at, x, mean, scale, shift, lanes);
-      if (args.grad_residual != nullptr) {
-        dy.store(args.grad_residual + at, lanes);
-      }
-      if (args.grad_input != nullptr) {
-        const P dx = frozen ? dy * scale : grad_input(dy, x, mean, scale, cx, c0);
-        dx.store(args.grad_input + at, lanes);
+  const bool frozen = !kPlain && args.coef_x == nullptr;
+  for_each_strip<scalar_t, kStripPacks<scalar_t>>(
+      slab, [&](auto packs, const Strip& strip, auto source) {
+    constexpr int K = packs();
+    const GradConstants<scalar_t, K> constants(args, source);
+    P coef_x[K], coef_0[K];
+    BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
+      coef_x[k] = frozen ? P(0) : source.template get<P>(args.coef_x, k);
+      coef_0[k] = frozen ? P(0) : source.template get<P>(args.coef_0, k);
+    }
+    for (std::int64_t i = 0; i < strip.lines; ++i) {
+      BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
+        const std::int64_t here = strip.at + i * strip.stride + k * P::kSize;
+        const auto pack =
+            GradPack<scalar_t>::template load<Act, kDerivative>(args, strip, i, constants, k);
+        if (kPlain && !args.stream) {
+          fetch<K, true>(args.grad_input, strip, i, k);
+        }
+        if (!kPlain && args.grad_residual != nullptr) {
+          pack.dy.store(args.grad_residual + here, strip.lanes);
+        }
+        if (kPlain || args.grad_input != nullptr) {
+          const P dx = frozen ? pack.dy * constants.scale[k]
+                              : grad_input_centred(
+                                    pack.dy, pack.xmu, constants.scale[k], coef_x[k], coef_0[k]);
+          if (kPlain && args.stream) {
+            dx.stream(args.grad_input + here);
+          } else {
+            dx.store(args.grad_input + here, strip.lanes);
+          }
+        }
       }
     }
-  });
-}
-
-template <typename scalar_t, typename Act, Derivative kDerivative>
-void grad_apply_tiles(const GradApplyArgs<scalar_t>& args, const Slab& slab) {
-  GradConstants<scalar_t> constants;
-  ColumnConstants<AccType<scalar_t>> coefs_x, coefs_0;
-  const bool frozen = args.coef_x == nullptr;
-  for_each_tile<scalar_t>(slab, [&](const Tile& tile) {
-    constants.expand(args, tile);
-    grad_apply_tile<scalar_t, Act, kDerivative>(
-        args, tile, constants, frozen ? nullptr : coefs_x.expand(args.coef_x, tile),
-        frozen ? nullptr : coefs_0.expand(args.coef_0, tile));
   });
 }
 
 template <typename scalar_t>
 void grad_apply(const GradApplyArgs<scalar_t>& args, const Slab& slab) {
-  dispatch_derivative(args.activation, args.derivative, [&](auto act, auto derivative) {
-    grad_apply_tiles<scalar_t, decltype(act), derivative()>(args, slab);
+  const bool plain =
+      args.coef_x != nullptr && args.grad_input != nullptr && args.grad_residual == nullptr;
+  for_each_part<scalar_t>(slab, [&](const Slab& part, std::int64_t offset, std::int64_t repeat) {
+    ExpandedGradConstants<scalar_t> constants;
+    Constants<AccType<scalar_t>> coef_x, coef_0;
+    GradApplyArgs<scalar_t> expanded = args;
+    expanded.advance(offset);
+    constants.expand(expanded, part, repeat);
+    expanded.coef_x = coef_x.expand(args.coef_x, part, repeat);
+    expanded.coef_0 = coef_0.expand(args.coef_0, part, repeat);
+    dispatch_derivative(args.activation, args.derivative, [&](auto act, auto derivative) {
+      if (plain) {
+        grad_apply_slab<scalar_t, decltype(act), derivative(), true>(expanded, part);
+      } else {
+        grad_apply_slab<scalar_t, decltype(act), derivative(), false>(expanded, part);
+      }
+    });
   });
+  if (args.stream) {
+    stream_fence();
+  }
 }
 
 }  // namespace

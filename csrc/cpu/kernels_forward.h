@@ -1,6 +1,7 @@
 // reduce and apply on the CPU.
 #pragma once
 
+#include "../core/layout.h"
 #include "kernels.h"
 #include "pack.h"
 #include "tiles.h"
@@ -9,113 +10,173 @@ namespace bnext {
 namespace CPU_CAPABILITY {
 namespace {
 
-// Lines of a block, whose sums are kept in acc_t before they are merged in double.
-constexpr std::int64_t kBlockLines = 64;
+// Lines of a block to each of those whose mean is its pivot.
+constexpr std::int64_t kLinesPerPivotLine = 8;
 
-// The first lines of a block, whose mean is its pivot.
-constexpr std::int64_t kPivotLines = 8;
-
-// The least lines that are summed before their sum is added to the block's.
-constexpr std::int64_t kMinLinesAdded = 4;
-
-// Moments of each column of a tile. A block of lines is read once: the mean of its first group of
-// k lines is the pivot of all its n lines, so that sum(d * d) <= (1 + n / k) * M2 and the
+// Sums of d = x - pivot and of d * d over the lines of a strip. A block of n lines is read once:
+// the mean of its first k is the pivot of all, so that sum(d * d) <= (1 + n / k) * M2 and the
 // correction cannot cancel (docs/math.md).
+template <typename scalar_t, int K>
+struct StripSums {
+  using P = Pack<scalar_t>;
+
+  BNEXT_INLINE StripSums() {
+    BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
+      d[k] = dd[k] = P(0);
+    }
+  }
+
+  BNEXT_INLINE void add_lines(
+      const scalar_t* input,
+      const Strip& strip,
+      std::int64_t begin,
+      std::int64_t end,
+      const P (&pivot)[K]) {
+    const scalar_t* x = input + strip.at + begin * strip.stride;
+    for (std::int64_t i = begin; i < end; ++i, x += strip.stride) {
+      BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
+        fetch<K>(input, strip, i, k);
+        add_pack(P::load(x + k * P::kSize, strip.lanes) - pivot[k], k);
+      }
+    }
+  }
+
+  BNEXT_INLINE void add_pack(const P& deviation, int k) {
+    d[k] = d[k] + deviation;
+    dd[k] = Math<P>::fmadd(deviation, deviation, dd[k]);
+  }
+
+  P d[K];
+  P dd[K];
+};
+
+// The sum of the lines of a strip.
+template <typename scalar_t, int K>
+BNEXT_INLINE void sum_lines(const scalar_t* input, const Strip& strip, Pack<scalar_t> (&sum)[K]) {
+  using P = Pack<scalar_t>;
+  const scalar_t* x = input + strip.at;
+  BNEXT_UNROLL_HOST for (P& s : sum) {
+    s = P(0);
+  }
+  for (std::int64_t i = 0; i < strip.lines; ++i, x += strip.stride) {
+    BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
+      fetch<K>(input, strip, i, k);
+      sum[k] = sum[k] + P::load(x + k * P::kSize, strip.lanes);
+    }
+  }
+}
+
+// Moments of each column of a wide matrix.
 template <typename scalar_t>
-class TileMoments {
+class ColumnMoments {
   using acc_t = AccType<scalar_t>;
   using P = Pack<scalar_t>;
 
  public:
-  BNEXT_KERNEL void reduce(const scalar_t* input, const Tile& tile) {
-    columns_ = tile.columns;
-    lines_ = tile.lines;
-    for (std::int64_t begin = 0; begin < tile.lines; begin += kBlockLines) {
-      const std::int64_t end = std::min(begin + kBlockLines, tile.lines);
-      add_block(input, tile, begin, end);
-      merge_block(begin, end - begin);
+  BNEXT_KERNEL void reduce(
+      const scalar_t* input, const Slab& slab, std::int64_t first, std::int64_t columns) {
+    const std::int64_t group = sum_group_lines<scalar_t>(slab.stride);
+    const std::int64_t blocks = num_blocks(slab.lines, kBlockLines);
+    for (std::int64_t block = 0; block < blocks; ++block) {
+      const Range range = split_range(slab.lines, blocks, block);
+      const std::int64_t begin = range.begin;
+      const std::int64_t block_lines = range.size();
+      const std::int64_t pivot_lines = ceil_div(block_lines, kLinesPerPivotLine);
+      for_each_column_strip<scalar_t, kStripPacks<scalar_t>>(
+          columns, [&](auto packs, std::int64_t column, std::int64_t lanes, std::int64_t) {
+        set_pivot(
+            packs, input,
+            Strip{
+                begin * slab.stride + first + column, pivot_lines, slab.stride, lanes,
+                fetch_start<scalar_t>(slab, begin, pivot_lines, first + column)},
+            column);
+      });
+      for (std::int64_t line = 0; line < block_lines; line += group) {
+        const std::int64_t group_lines = std::min(group, block_lines - line);
+        for_each_column_strip<scalar_t, kStripPacks<scalar_t>>(
+            columns, [&](auto packs, std::int64_t column, std::int64_t lanes, std::int64_t fresh) {
+          const Strip strip{
+              (begin + line) * slab.stride + first + column, group_lines, slab.stride, lanes,
+              fetch_start<scalar_t>(slab, begin + line, group_lines, first + column)};
+          add_group(packs, input, strip, column, fresh, line == 0);
+        });
+      }
+      merge_block(static_cast<double>(begin), static_cast<double>(block_lines), columns);
     }
-    slots_to_columns<scalar_t>(mean_, columns_);
-    slots_to_columns<scalar_t>(m2_, columns_);
   }
 
-  // Of the `inner` columns of one channel.
-  Welford<double> channel(std::int64_t column, std::int64_t inner) const {
-    const auto lines = static_cast<double>(lines_);
-    if (inner == 1) {
-      return {lines, mean_[column], m2_[column]};
+  // Of the channel whose `inner` columns start at `column`, and again every `period` columns.
+  void channel(
+      std::int64_t column,
+      std::int64_t inner,
+      std::int64_t period,
+      std::int64_t columns,
+      std::int64_t lines,
+      double& mean,
+      double& m2) const {
+    double means[kTileColumns], m2s[kTileColumns];
+    std::int64_t size = 0;
+    for (; column < columns; column += period, size += inner) {
+      std::copy_n(mean_ + column, inner, means + size);
+      std::copy_n(m2_ + column, inner, m2s + size);
     }
-    return merge_equal(mean_ + column, m2_ + column, inner, lines);
+    const auto merged = merge_equal(means, m2s, size, static_cast<double>(lines));
+    mean = merged.mean;
+    m2 = merged.m2;
   }
+  const double* mean() const { return mean_; }
+  const double* m2() const { return m2_; }
 
  private:
-  BNEXT_INLINE void add_block(
-      const scalar_t* input, const Tile& tile, std::int64_t begin, std::int64_t end) {
-    const std::int64_t pivot_end = std::min(begin + kPivotLines, end);
-    add_lines<true>(input, tile, begin, pivot_end, kPivotLines);
-    // Some lines at once in any case: their sum is then added to that of the block, which rounds
-    // less than 64 additions in a row.
-    const std::int64_t group = std::max(kMinLinesAdded, lines_at_once(tile));
-    add_lines<false>(input, tile, pivot_end, end, group);
-  }
-
-  template <bool kFirst>
-  BNEXT_INLINE void add_lines(
-      const scalar_t* input,
-      const Tile& tile,
-      std::int64_t begin,
-      std::int64_t end,
-      std::int64_t group) {
-    for_each_pack<scalar_t>(
-        tile, begin, end, group,
-        [&](std::int64_t line, std::int64_t lines, std::int64_t column, std::int64_t slot,
-            std::int64_t lanes) {
-      const scalar_t* x = input + line * tile.stride + column;
-      P pivot, sum_d(0), sum_dd(0);
-      if constexpr (kFirst) {
-        P sum = P::load(x, lanes);
-        for (std::int64_t i = 1; i < lines; ++i) {
-          sum = sum + P::load(x + i * tile.stride, lanes);
-        }
-        pivot = finite_pivot(sum * P(acc_t(1) / static_cast<acc_t>(lines)));
-        pivot.store_acc(pivot_ + slot);
-      } else {
-        pivot = P::load_acc(pivot_ + slot);
-      }
-      for (std::int64_t i = 0; i < lines; ++i) {
-        const P d = P::load(x + i * tile.stride, lanes) - pivot;
-        sum_d = sum_d + d;
-        sum_dd = Math<P>::fmadd(d, d, sum_dd);
-      }
-      if constexpr (!kFirst) {
-        sum_d = P::load_acc(sum_d_ + slot) + sum_d;
-        sum_dd = P::load_acc(sum_dd_ + slot) + sum_dd;
-      }
-      sum_d.store_acc(sum_d_ + slot);
-      sum_dd.store_acc(sum_dd_ + slot);
-    });
-  }
-
-  void merge_block(std::int64_t lines_before, std::int64_t block_lines) {
-    const auto before = static_cast<double>(lines_before);
-    const auto block = static_cast<double>(block_lines);
-    const double one_over_n = 1.0 / block;
-    const double b_over_n = block / (before + block);
-    const std::int64_t slots = num_slots<scalar_t>(columns_);
-    for (std::int64_t i = 0; i < slots; ++i) {
-      double mean, m2;
-      shifted_moments<double>(pivot_[i], sum_d_[i], sum_dd_[i], one_over_n, mean, m2);
-      if (lines_before == 0) {
-        mean_[i] = mean;
-        m2_[i] = m2;
-      } else {
-        merge_moments(mean_[i], m2_[i], mean, m2, b_over_n, before * b_over_n);
-      }
+  template <int K>
+  BNEXT_INLINE void set_pivot(
+      Packs<K>, const scalar_t* input, const Strip& strip, std::int64_t column) {
+    P pivot[K];
+    sum_lines(input, strip, pivot);
+    const P one_over_k(acc_t(1) / static_cast<acc_t>(strip.lines));
+    BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
+      finite_pivot(pivot[k] * one_over_k).store_acc(pivot_ + column + k * P::kSize, strip.lanes);
     }
   }
 
-  std::int64_t columns_ = 0;
-  std::int64_t lines_ = 0;
+  template <int K>
+  BNEXT_INLINE void add_group(
+      Packs<K>,
+      const scalar_t* input,
+      const Strip& strip,
+      std::int64_t column,
+      std::int64_t fresh,
+      bool first) {
+    P pivot[K];
+    BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
+      pivot[k] = P::load_acc(pivot_ + column + k * P::kSize, strip.lanes);
+    }
+    StripSums<scalar_t, K> sums;
+    sums.add_lines(input, strip, 0, strip.lines, pivot);
+    BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
+      const std::int64_t at = column + k * P::kSize;
+      add_to(sum_d_ + at, sums.d[k], strip.lanes, fresh, first);
+      add_to(sum_dd_ + at, sums.dd[k], strip.lanes, fresh, first);
+    }
+  }
+
+  void merge_block(double before, double lines, std::int64_t columns) {
+    const double one_over_n = 1.0 / lines;
+    const double b_over_n = lines / (before + lines);
+    const double ab_over_n = before * b_over_n;
+    if (before == 0) {
+      for (std::int64_t i = 0; i < columns; ++i) {
+        shifted_moments<double>(pivot_[i], sum_d_[i], sum_dd_[i], one_over_n, mean_[i], m2_[i]);
+      }
+      return;
+    }
+    for (std::int64_t i = 0; i < columns; ++i) {
+      double mean, m2;
+      shifted_moments<double>(pivot_[i], sum_d_[i], sum_dd_[i], one_over_n, mean, m2);
+      merge_moments(mean_[i], m2_[i], mean, m2, b_over_n, ab_over_n);
+    }
+  }
+
   alignas(64) acc_t pivot_[kTileColumns];
   alignas(64) acc_t sum_d_[kTileColumns];
   alignas(64) acc_t sum_dd_[kTileColumns];
@@ -124,63 +185,204 @@ class TileMoments {
 };
 
 template <typename scalar_t>
-void reduce(const ReduceArgs<scalar_t>& args, const Slab& slab) {
-  std::fill_n(args.moments, slab.channels(), Welford<double>{});
-  TileMoments<scalar_t> moments;
-  for_each_tile<scalar_t>(slab, [&](const Tile& tile) {
-    moments.reduce(args.input + tile.offset, tile);
-    Welford<double>* out = args.moments + tile.channel;
-    for (std::int64_t column = 0; column < tile.columns; column += tile.inner) {
-      (out++)->merge(moments.channel(column, tile.inner));
+void reduce_columns(const ReduceArgs<scalar_t>& args, const Slab& slab, std::int64_t repeat) {
+  ColumnMoments<scalar_t> moments;
+  // A repeated line is one tile.
+  const std::int64_t tile = kTileColumns / slab.inner * slab.inner;
+  const std::int64_t period = slab.length / repeat;
+  for (std::int64_t begin = 0; begin < period; begin += tile) {
+    const std::int64_t columns = std::min(tile, slab.length - begin);
+    moments.reduce(args.input, slab, begin, columns);
+    const std::int64_t channel = begin / slab.inner;
+    if (slab.inner == 1 && repeat == 1) {
+      std::copy_n(moments.mean(), columns, args.mean + channel);
+      std::copy_n(moments.m2(), columns, args.m2 + channel);
+      continue;
     }
-  });
+    for (std::int64_t c = 0; c < std::min(columns, period) / slab.inner; ++c) {
+      moments.channel(
+          c * slab.inner, slab.inner, period, columns, slab.lines, args.mean[channel + c],
+          args.m2[channel + c]);
+    }
+  }
 }
 
-template <typename scalar_t, typename Act, bool kResidual>
-BNEXT_KERNEL void apply_tile(
-    const ApplyArgs<scalar_t>& args,
-    const Tile& tile,
-    const AccType<scalar_t>* mean,
-    const AccType<scalar_t>* scale,
-    const AccType<scalar_t>* shift) {
+// Elements of one channel: a stretch of a run, or several short runs.
+template <typename scalar_t>
+class RunBlock {
+  using acc_t = AccType<scalar_t>;
   using P = Pack<scalar_t>;
-  for_each_pack<scalar_t>(
-      tile, 0, tile.lines, lines_at_once(tile),
-      [&](std::int64_t line, std::int64_t lines, std::int64_t column, std::int64_t,
-          std::int64_t lanes) {
-    const P m = P::load_acc(mean + column, lanes);
-    const P s = P::load_acc(scale + column, lanes);
-    const P t = P::load_acc(shift + column, lanes);
-    for (std::int64_t i = 0; i < lines; ++i) {
-      const std::int64_t at = tile.offset + (line + i) * tile.stride + column;
-      P z = normalize(P::load(args.input + at, lanes), m, s, t);
-      if constexpr (kResidual) {
-        z = z + P::load(args.residual + at, lanes);
+  static constexpr int K = kStripPacks<scalar_t>;
+
+ public:
+  RunBlock(std::int64_t size, std::int64_t runs, std::int64_t stride)
+      : size_(size),
+        runs_(runs),
+        stride_(stride),
+        pivot_lines_(num_pivot_lines(size / (K * P::kSize), runs)),
+        pivot_packs_(pivot_lines_ != 0 ? pivot_lines_ * K : num_pivot_packs(size, runs)),
+        one_over_pivot_size_(acc_t(1) / static_cast<acc_t>(pivot_packs_ * P::kSize)),
+        one_over_size_(1.0 / static_cast<double>(size * runs)) {}
+
+  // All lanes share one pivot, so that their sums add up.
+  BNEXT_INLINE void reduce(const scalar_t* x, double& mean, double& m2) const {
+    const acc_t pivot_value = pivot(x);
+    const P one_pivot(pivot_value);
+    StripSums<scalar_t, 1> sums;
+    for (std::int64_t run = 0; run < runs_; ++run, x += stride_) {
+      for_each_run_strip<scalar_t, K>(0, size_, [&](auto packs, const Strip& strip) {
+        P pivots[packs()];
+        BNEXT_UNROLL_HOST for (P& p : pivots) {
+          p = one_pivot;
+        }
+        // A few lines at a time: two levels of sums round less than one.
+        for (std::int64_t begin = 0; begin < strip.lines; begin += kGroupLines) {
+          StripSums<scalar_t, packs()> group;
+          group.add_lines(x, strip, begin, std::min(begin + kGroupLines, strip.lines), pivots);
+          sums.d[0] = sums.d[0] + sum_of(group.d);
+          sums.dd[0] = sums.dd[0] + sum_of(group.dd);
+        }
+      }, [&](const Strip& strip, std::int64_t rest) {
+        sums.add_pack((P::load(x + strip.at) - one_pivot).last(rest), 0);
+      });
+    }
+    shifted_moments<double>(
+        pivot_value, sums.d[0].sum_lanes(), sums.dd[0].sum_lanes(), one_over_size_, mean, m2);
+  }
+
+ private:
+  // The pivot is the mean of an eighth of the block at least: the first lines of a lone run, nearly
+  // all of the first of up to four.
+  static std::int64_t num_pivot_lines(std::int64_t lines, std::int64_t runs) {
+    return runs > 1 || lines == 0 ? lines : ceil_div(lines + 1, kLinesPerPivotLine);
+  }
+  static std::int64_t num_pivot_packs(std::int64_t size, std::int64_t runs) {
+    return runs > 1 ? size / P::kSize : 1;
+  }
+  static_assert(kMaxRunsAtOnce * 2 <= kLinesPerPivotLine);
+
+  BNEXT_INLINE acc_t pivot(const scalar_t* x) const {
+    P sum[1];
+    if (pivot_lines_ != 0) {
+      P sums[K];
+      sum_lines(x, Strip{0, pivot_lines_, K * P::kSize, P::kSize, -1}, sums);
+      sum[0] = sum_of(sums);
+    } else {
+      sum_lines(x, Strip{0, pivot_packs_, P::kSize, P::kSize, -1}, sum);
+    }
+    return finite_pivot(sum[0].rough_sum_of_lanes() * one_over_pivot_size_);
+  }
+
+  std::int64_t size_;
+  std::int64_t runs_;
+  std::int64_t stride_;
+  std::int64_t pivot_lines_;  // of K packs; 0: of single packs
+  std::int64_t pivot_packs_;
+  acc_t one_over_pivot_size_;
+  double one_over_size_;
+};
+
+// Runs of all lines and channels: long ones in blocks, short ones of a few lines at once.
+template <typename scalar_t>
+BNEXT_KERNEL void reduce_runs(const ReduceArgs<scalar_t> args, const Slab slab) {
+  constexpr std::int64_t kBlock = kBlockLines * kStripPacks<scalar_t> * Pack<scalar_t>::kSize;
+  const std::int64_t channels = slab.channels();
+  double before = 0;
+  for_each_run_block<scalar_t>(
+      slab, kBlock, [&](std::int64_t at, std::int64_t block_size, std::int64_t runs) {
+    const RunBlock<scalar_t> block(block_size, runs, slab.stride);
+    const auto size = static_cast<double>(block_size * runs);
+    const double b_over_n = size / (before + size);
+    const double ab_over_n = before * b_over_n;
+    const scalar_t* x = args.input + at;
+    for (std::int64_t c = 0; c < channels; ++c, x += slab.inner) {
+      double mean, m2;
+      block.reduce(x, mean, m2);
+      if (before == 0) {
+        args.mean[c] = mean;
+        args.m2[c] = m2;
+      } else {
+        merge_moments(args.mean[c], args.m2[c], mean, m2, b_over_n, ab_over_n);
       }
-      Act::forward(z).store(args.output + at, lanes);
+    }
+    before += size;
+  });
+}
+
+template <typename scalar_t>
+void reduce(const ReduceArgs<scalar_t>& args, const Slab& slab) {
+  if (slab.inner > kShortRun) {
+    return reduce_runs(args, slab);
+  }
+  double rest_mean[kTileColumns], rest_m2[kTileColumns];
+  for_each_part<scalar_t>(slab, [&](const Slab& part, std::int64_t offset, std::int64_t repeat) {
+    if (offset == 0) {
+      return reduce_columns(args, part, repeat);
+    }
+    reduce_columns<scalar_t>({args.input + offset, rest_mean, rest_m2}, part, repeat);
+    const double b_over_n = static_cast<double>(part.lines) / static_cast<double>(slab.lines);
+    const double ab_over_n = static_cast<double>((slab.lines - part.lines) * slab.inner) * b_over_n;
+    for (std::int64_t c = 0; c < slab.channels(); ++c) {
+      merge_moments(args.mean[c], args.m2[c], rest_mean[c], rest_m2[c], b_over_n, ab_over_n);
     }
   });
 }
 
 template <typename scalar_t, typename Act, bool kResidual>
-void apply_tiles(const ApplyArgs<scalar_t>& args, const Slab& slab) {
-  ColumnConstants<AccType<scalar_t>> means, scales, shifts;
-  for_each_tile<scalar_t>(slab, [&](const Tile& tile) {
-    apply_tile<scalar_t, Act, kResidual>(
-        args, tile, means.expand(args.mean, tile), scales.expand(args.scale, tile),
-        shifts.expand(args.shift, tile));
+BNEXT_KERNEL void apply_slab(const ApplyArgs<scalar_t> args, const Slab slab) {
+  using P = Pack<scalar_t>;
+  for_each_strip<scalar_t, kStripPacks<scalar_t>>(
+      slab, [&](auto packs, const Strip& strip, auto constants) {
+    constexpr int K = packs();
+    P mean[K], scale[K], shift[K];
+    BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
+      mean[k] = constants.template get<P>(args.mean, k);
+      scale[k] = constants.template get<P>(args.scale, k);
+      shift[k] = constants.template get<P>(args.shift, k);
+    }
+    std::int64_t at = strip.at;
+    for (std::int64_t i = 0; i < strip.lines; ++i, at += strip.stride) {
+      BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
+        const std::int64_t here = at + k * P::kSize;
+        fetch<K>(args.input, strip, i, k);
+        if (!args.stream) {
+          fetch<K, true>(args.output, strip, i, k);
+        }
+        P z = normalize(P::load(args.input + here, strip.lanes), mean[k], scale[k], shift[k]);
+        if constexpr (kResidual) {
+          z = z + P::load(args.residual + here, strip.lanes);
+        }
+        z = Act::forward(z);
+        if (args.stream) {
+          z.stream(args.output + here);
+        } else {
+          z.store(args.output + here, strip.lanes);
+        }
+      }
+    }
   });
 }
 
 template <typename scalar_t>
 void apply(const ApplyArgs<scalar_t>& args, const Slab& slab) {
-  dispatch_activation(args.activation, [&](auto act) {
-    if (args.residual != nullptr) {
-      apply_tiles<scalar_t, decltype(act), true>(args, slab);
-    } else {
-      apply_tiles<scalar_t, decltype(act), false>(args, slab);
-    }
+  for_each_part<scalar_t>(slab, [&](const Slab& part, std::int64_t offset, std::int64_t repeat) {
+    Constants<AccType<scalar_t>> mean, scale, shift;
+    ApplyArgs<scalar_t> expanded = args;
+    expanded.advance(offset);
+    expanded.mean = mean.expand(args.mean, part, repeat);
+    expanded.scale = scale.expand(args.scale, part, repeat);
+    expanded.shift = shift.expand(args.shift, part, repeat);
+    dispatch_activation(args.activation, [&](auto act) {
+      if (args.residual != nullptr) {
+        apply_slab<scalar_t, decltype(act), true>(expanded, part);
+      } else {
+        apply_slab<scalar_t, decltype(act), false>(expanded, part);
+      }
+    });
   });
+  if (args.stream) {
+    stream_fence();
+  }
 }
 
 }  // namespace

@@ -6,19 +6,83 @@
 #include <ATen/cpu/vec/vec.h>
 
 #include <algorithm>
+#include <bit>
+#include <cstddef>
 #include <cstdint>
 
 #include "../core/math.h"
 #include "kernels.h"
+#if defined(CPU_CAPABILITY_AVX512)
+#include "pack_avx512.h"
+#endif
 
 // Left to itself, g++ calls a function for each vector addition once a file is large enough.
 #define BNEXT_INLINE inline __attribute__((always_inline))
 #define BNEXT_NOINLINE __attribute__((noinline))
+#define BNEXT_UNROLL_HOST _Pragma("GCC unroll 16")
 // One function of its own, with all it calls inlined: the loops of a kernel.
 #define BNEXT_KERNEL __attribute__((flatten, noinline))
 
 namespace bnext {
 namespace CPU_CAPABILITY {
+
+// The lanes of a vector, added in double.
+template <typename T>
+BNEXT_INLINE double sum_in_double(const at::vec::Vectorized<T>& v) {
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+  __m256d four;
+#if defined(CPU_CAPABILITY_AVX512)
+  __m512d eight;
+  if constexpr (std::is_same_v<T, double>) {
+    eight = v;
+  } else {
+    const __m512 floats = v;
+    eight = _mm512_cvtps_pd(_mm512_castps512_ps256(floats)) +
+            _mm512_cvtps_pd(_mm512_extractf32x8_ps(floats, 1));
+  }
+  four = _mm512_castpd512_pd256(eight) + _mm512_extractf64x4_pd(eight, 1);
+#else
+  if constexpr (std::is_same_v<T, double>) {
+    four = v;
+  } else {
+    const __m256 floats = v;
+    four = _mm256_cvtps_pd(_mm256_castps256_ps128(floats)) +
+           _mm256_cvtps_pd(_mm256_extractf128_ps(floats, 1));
+  }
+#endif
+  const __m128d two = _mm256_castpd256_pd128(four) + _mm256_extractf128_pd(four, 1);
+  return two[0] + two[1];
+#else
+  T lanes[at::vec::Vectorized<T>::size()];
+  v.store(lanes);
+  double sum = 0;
+  for (const T lane : lanes) {
+    sum += lane;
+  }
+  return sum;
+#endif
+}
+
+// Whole vectors are stored past the caches where the instruction set can; elsewhere as usual.
+constexpr std::size_t kStreamAlign = 64;
+
+template <typename Vec>
+BNEXT_INLINE void stream_bytes(void* p, const Vec& value) {
+#if defined(CPU_CAPABILITY_AVX512)
+  _mm512_stream_si512(static_cast<__m512i*>(p), std::bit_cast<__m512i>(value));
+#elif defined(CPU_CAPABILITY_AVX2)
+  _mm256_stream_si256(static_cast<__m256i*>(p), std::bit_cast<__m256i>(value));
+#else
+  value.store(p);
+#endif
+}
+
+// After the last of them, before another thread may read.
+BNEXT_INLINE void stream_fence() {
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+  _mm_sfence();
+#endif
+}
 
 template <typename scalar_t>
 struct Pack {
@@ -42,6 +106,11 @@ struct Pack {
     Pack out;
     if constexpr (kVecs == 1) {
       out.v[0] = Vec::loadu(p);
+#if defined(CPU_CAPABILITY_AVX512)
+    } else if constexpr (std::is_same_v<scalar_t, c10::BFloat16>) {
+      out.v[0] = load_bfloat16(p);
+      out.v[1] = load_bfloat16(p + Vec::size());
+#endif
     } else {
       at::vec::load_to_float<scalar_t>(p, out.v[0], out.v[1]);
     }
@@ -50,8 +119,24 @@ struct Pack {
   BNEXT_INLINE void store(scalar_t* p) const {
     if constexpr (kVecs == 1) {
       v[0].store(p);
+#if defined(CPU_CAPABILITY_AVX512)
+    } else if constexpr (std::is_same_v<scalar_t, c10::BFloat16>) {
+      store_bfloat16(p, v[0], v[1], /*stream=*/false);
+#endif
     } else {
       at::vec::convert_from_float<scalar_t>(v[0], v[1]).store(p);
+    }
+  }
+  // Past the caches; p is aligned to kStreamAlign.
+  BNEXT_INLINE void stream(scalar_t* p) const {
+    if constexpr (kVecs == 1) {
+      stream_bytes(p, v[0]);
+#if defined(CPU_CAPABILITY_AVX512)
+    } else if constexpr (std::is_same_v<scalar_t, c10::BFloat16>) {
+      store_bfloat16(p, v[0], v[1], /*stream=*/true);
+#endif
+    } else {
+      stream_bytes(p, at::vec::convert_from_float<scalar_t>(v[0], v[1]));
     }
   }
   BNEXT_INLINE static Pack load_acc(const acc_t* p) {
@@ -83,6 +168,34 @@ struct Pack {
     return lanes == kSize ? load_acc(p) : load_acc_part(p, lanes);
   }
 
+  BNEXT_INLINE void store_acc(acc_t* p, std::int64_t lanes) const {
+    if (lanes == kSize) {
+      store_acc(p);
+    } else {
+      store_acc_part(p, lanes);
+    }
+  }
+
+  // The last `lanes` lanes as they are, the others 0: of a pack that overlaps the one before it.
+  BNEXT_INLINE Pack last(std::int64_t lanes) const {
+    Pack out;
+    for (int i = 0; i < kVecs; ++i) {
+      const Vec mask = Vec::loadu(kLastLanes.values + lanes + i * Vec::size());
+      out.v[i] = Vec::blendv(Vec(0), v[i], mask != Vec(0));
+    }
+    return out;
+  }
+
+  BNEXT_INLINE double sum_lanes() const {
+    return sum_in_double(kVecs == 1 ? v[0] : v[0] + v[kVecs - 1]);
+  }
+
+  // In acc_t: for what need not be exact.
+  BNEXT_INLINE acc_t rough_sum_of_lanes() const {
+    const auto add = [](const Vec& a, const Vec& b) { return a + b; };
+    return at::vec::vec_reduce_all<acc_t>(add, kVecs == 1 ? v[0] : v[0] + v[kVecs - 1]);
+  }
+
   BNEXT_INLINE friend Pack operator+(Pack a, const Pack& b) {
     for (int i = 0; i < kVecs; ++i) {
       a.v[i] = a.v[i] + b.v[i];
@@ -109,6 +222,17 @@ struct Pack {
   }
 
  private:
+  // A window of kSize values that starts at `lanes` has that many ones, at its end.
+  struct LastLanes {
+    constexpr LastLanes() {
+      for (std::int64_t i = 0; i < 2 * kSize; ++i) {
+        values[i] = i < kSize ? acc_t(0) : acc_t(1);
+      }
+    }
+    acc_t values[2 * kSize];
+  };
+  static constexpr LastLanes kLastLanes{};
+
   BNEXT_NOINLINE static Pack load_part(const scalar_t* p, std::int64_t lanes) {
     scalar_t padded[kSize] = {};
     std::copy_n(p, lanes, padded);
@@ -117,6 +241,11 @@ struct Pack {
   BNEXT_NOINLINE void store_part(scalar_t* p, std::int64_t lanes) const {
     scalar_t padded[kSize];
     store(padded);
+    std::copy_n(padded, lanes, p);
+  }
+  BNEXT_NOINLINE void store_acc_part(acc_t* p, std::int64_t lanes) const {
+    acc_t padded[kSize];
+    store_acc(padded);
     std::copy_n(padded, lanes, p);
   }
   BNEXT_NOINLINE static Pack load_acc_part(const acc_t* p, std::int64_t lanes) {
@@ -148,19 +277,31 @@ struct Math<CPU_CAPABILITY::Pack<scalar_t>> {
   }
   BNEXT_INLINE static T where_le_zero(const T& x, const T& yes, T no) {
     for (int i = 0; i < T::kVecs; ++i) {
+#if defined(CPU_CAPABILITY_AVX512)
+      no.v[i] = CPU_CAPABILITY::select<_CMP_LE_OQ>(x.v[i], Vec(0), yes.v[i], no.v[i]);
+#else
       no.v[i] = Vec::blendv(no.v[i], yes.v[i], x.v[i] <= Vec(0));
+#endif
     }
     return no;
   }
   BNEXT_INLINE static T where_gt_zero(const T& x, const T& yes, T no) {
     for (int i = 0; i < T::kVecs; ++i) {
+#if defined(CPU_CAPABILITY_AVX512)
+      no.v[i] = CPU_CAPABILITY::select<_CMP_GT_OQ>(x.v[i], Vec(0), yes.v[i], no.v[i]);
+#else
       no.v[i] = Vec::blendv(no.v[i], yes.v[i], x.v[i] > Vec(0));
+#endif
     }
     return no;
   }
   BNEXT_INLINE static T where_nan(const T& x, const T& yes, T no) {
     for (int i = 0; i < T::kVecs; ++i) {
+#if defined(CPU_CAPABILITY_AVX512)
+      no.v[i] = CPU_CAPABILITY::select<_CMP_UNORD_Q>(x.v[i], x.v[i], yes.v[i], no.v[i]);
+#else
       no.v[i] = Vec::blendv(no.v[i], yes.v[i], x.v[i] != x.v[i]);
+#endif
     }
     return no;
   }

@@ -10,6 +10,7 @@
 
 #include "../core/layout.h"
 #include "kernels.h"
+#include "memory_cpu.h"
 
 namespace bnext {
 
@@ -20,7 +21,10 @@ constexpr std::int64_t kMaxPieces = 64;
 // A ghost of this many elements stays in a core's cache from reduce to apply.
 constexpr std::int64_t kCacheElements = 262144;
 // Lines of short runs that a piece keeps, so that its per-column accumulators pay off.
-constexpr std::int64_t kMinLines = 64;
+constexpr std::int64_t kMinLines = 128;
+// Adjacent elements of planes that a piece keeps: enough pages for the prefetchers.
+constexpr std::int64_t kMinRun = 16384;
+constexpr std::int64_t kMinRowRun = 512;
 
 // One piece of one ghost.
 struct Piece {
@@ -42,9 +46,17 @@ class Schedule {
     ghost_elements_ = lines * line_length();
     const std::int64_t wanted =
         std::clamp<std::int64_t>(ghost_elements_ / kGrainElements, 1, kMaxPieces);
-    const std::int64_t min_lines = inner_ <= kShortRun ? kMinLines : 1;
-    line_cuts_ = std::clamp<std::int64_t>(lines / min_lines, 1, wanted);
-    channel_cuts_ = std::clamp<std::int64_t>(wanted / line_cuts_, 1, layout.n_channel);
+    // Planes are cut between channels, whose pieces need no merge; rows, which would be cut into
+    // short runs, between lines. What is left of the wanted number goes the other way.
+    const std::int64_t most_lines =
+        std::max<std::int64_t>(1, inner_ <= kShortRun ? lines / kMinLines : lines);
+    const std::int64_t first_lines = rows ? std::min(wanted, most_lines) : 1;
+    const std::int64_t min_run = rows ? kMinRowRun : kMinRun;
+    const std::int64_t channels =
+        std::max(ceil_div(layout.n_channel, wanted / first_lines), ceil_div(min_run, inner_));
+    channel_cuts_ = ceil_div(layout.n_channel, channels);
+    line_cuts_ =
+        rows ? first_lines : std::clamp<std::int64_t>(wanted / channel_cuts_, 1, most_lines);
     // Few, large planes are cut as well.
     const std::int64_t uncut = wanted / (line_cuts_ * channel_cuts_);
     plane_cuts_ = channel_cuts_ == layout.n_channel && inner_ >= kGrainElements
@@ -60,6 +72,18 @@ class Schedule {
   // Values per channel of a ghost.
   double count(std::int64_t ghost) const {
     return static_cast<double>(samples(ghost).size() * layout_.spatial);
+  }
+
+  // Values per channel of the ghosts of [begin, end).
+  double count(std::int64_t begin, std::int64_t end) const {
+    const std::int64_t samples_before = samples(begin).begin;
+    return static_cast<double>((samples(end - 1).end - samples_before) * layout_.spatial);
+  }
+
+  // Values per channel that contribute to a partial result of a ghost.
+  double partial_count(std::int64_t ghost, std::int64_t partial) const {
+    const Slab slab = piece(ghost, partial * channel_cuts_).slab;
+    return static_cast<double>(slab.lines * slab.inner);
   }
 
   Piece piece(std::int64_t ghost, std::int64_t i) const {
@@ -79,11 +103,25 @@ class Schedule {
     return piece;
   }
 
+  // Whether a piece of an output is better stored past the caches: the four tensors of a training
+  // step are more than they hold, and no cache line is shared with another run.
+  bool stream(const Piece& piece, std::int64_t element_size) const {
+    const Slab& slab = piece.slab;
+    const std::int64_t run = slab.inner <= kShortRun ? slab.length : slab.inner;
+    const auto aligned = [&](std::int64_t elements) { return elements * element_size % 64 == 0; };
+    return 4 * layout_.numel() * element_size > last_level_cache_bytes() && aligned(run) &&
+           aligned(slab.stride) && aligned(piece.offset);
+  }
+
   // Small ghosts go through all three steps one after the other, while they are in cache; groups
   // of them run in parallel. Otherwise each step runs in parallel over the pieces of all ghosts.
   bool ghost_by_ghost() const {
     return ghost_elements_ <= kGrainElements ||
            (ghost_elements_ <= kCacheElements && num_ghosts_ >= 8);
+  }
+  std::int64_t first_ghost(std::int64_t group) const { return group * ghosts_per_group(); }
+  std::int64_t first_of_next(std::int64_t group) const {
+    return std::min(first_ghost(group + 1), num_ghosts_);
   }
   std::int64_t num_groups() const {
     return ghost_by_ghost() ? ceil_div(num_ghosts_, ghosts_per_group()) : num_ghosts_;
@@ -134,8 +172,8 @@ void run_steps(const Schedule& schedule, Phases phases, Steps& steps) {
     at::parallel_for(0, schedule.num_groups(), 1, [&](std::int64_t begin, std::int64_t end) {
       auto scratch = steps.make_scratch();
       for (std::int64_t group = begin; group < end; ++group) {
-        const std::int64_t first = group * schedule.ghosts_per_group();
-        const std::int64_t last = std::min(first + schedule.ghosts_per_group(), num_ghosts);
+        const std::int64_t first = schedule.first_ghost(group);
+        const std::int64_t last = schedule.first_of_next(group);
         for (std::int64_t ghost = first; ghost < last; ++ghost) {
           steps.prepare(ghost, scratch);
           if (phases.reduce) {

@@ -20,6 +20,7 @@ class ChannelValues {
       data_ = tensor_.const_data_ptr<acc_t>();
     }
   }
+  const acc_t* data() const { return data_; }
   acc_t get(std::int64_t channel, acc_t otherwise) const {
     return data_ != nullptr ? data_[channel] : otherwise;
   }
@@ -32,11 +33,6 @@ class ChannelValues {
 template <typename scalar_t>
 const scalar_t* optional_data(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.const_data_ptr<scalar_t>() : nullptr;
-}
-
-template <typename T>
-T* at_offset(T* pointer, std::int64_t offset) {
-  return pointer != nullptr ? pointer + offset : nullptr;
 }
 
 // Calls f with a value of the C++ type of a checked input dtype.
