@@ -29,46 +29,62 @@ _NUM_TENSORS = len(_TENSOR_NAMES)
 
 
 class BatchNormFunction(torch.autograd.Function):
-    """Takes the arguments of ``torch.ops.bnext.batch_norm`` and returns its outputs."""
+    """``torch.ops.bnext.batch_norm``: its first output, the others lie in the ``stats`` of its node.
+
+    The differentiable arguments come first; the rest, as one tuple, is nothing to autograd.
+    """
 
     # The forward(ctx, ...) form: the setup_context form costs twice an eager batch norm's time at
-    # (32, 50). That form is what functorch needs, hence `needs_formula` below.
+    # (32, 50). That form is what functorch needs, hence `needs_formula` below. Each further input,
+    # output or saved tensor costs most of a microsecond a step: docs/performance.md.
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        rest: tuple[Any, ...],
+    ) -> Tensor:
+        running_mean, running_var, counter, training, momentum, eps, activation, ghosts = rest
         with torch._C._AutoDispatchBelowAutograd():
-            output, *stats = ops.batch_norm(*args)
-        input, weight, bias, _, _, _, residual, training, _, eps, activation, _ = args
-        ctx.training, ctx.eps, ctx.activation = training, eps, activation
+            output, *ctx.stats = ops.batch_norm(
+                input,
+                weight,
+                bias,
+                running_mean,
+                running_var,
+                counter,
+                residual,
+                training,
+                momentum,
+                eps,
+                activation,
+                ghosts,
+            )
+        ctx.settings = training, eps, activation
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*stats)
+        if residual is None or activation is None:
+            ctx.save_for_backward(input, weight, bias)
         # The derivative of relu and leaky_relu is the sign of the output, which the next layer
         # keeps anyway; silu is not monotonic and needs the residual itself.
-        from_output = residual is not None and activation in ("relu", "leaky_relu")
-        from_residual = residual is not None and activation == "silu"
-        ctx.save_for_backward(
-            input,
-            weight,
-            bias,
-            output if from_output else None,
-            residual if from_residual else None,
-            *stats,
-        )
-        return output, *stats
+        elif activation == "silu":
+            ctx.save_for_backward(input, weight, bias, None, residual)
+        else:
+            ctx.save_for_backward(input, weight, bias, output, None)
+        return output
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        no_grads = (None,) * 12
+    def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad_output is None:
-            return no_grads
-        input, weight, bias, output, residual, *stats = ctx.saved_tensors
-        wants_input, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        wants_residual = ctx.needs_input_grad[6]
-        activation = ctx.activation
-        differentiable = torch.is_grad_enabled() and any(
-            t is not None and t.requires_grad for t in (grad_output, input, weight, bias, residual)
-        )
+            return None, None, None, None, None
+        input, weight, bias, *extra = ctx.saved_tensors
+        output, residual = extra or (None, None)
+        training, eps, activation = ctx.settings
+        save_mean, save_mean_lo, save_invstd = ctx.stats
+        wants_input, wants_weight, wants_bias, wants_residual, _ = ctx.needs_input_grad
+        differentiable = _requires_grad(grad_output, input, weight, bias, residual)
         if differentiable or needs_formula(grad_output, input):
-            save_mean, _, save_invstd = stats
             grads = batch_norm_backward_reference(
                 grad_output,
                 input,
@@ -76,8 +92,8 @@ class BatchNormFunction(torch.autograd.Function):
                 bias,
                 output,
                 residual,
-                None if ctx.training else (save_mean[0], save_invstd[0]),
-                ctx.eps,
+                None if training else (save_mean[0], save_invstd[0]),
+                eps,
                 activation,
                 save_mean.shape[0],
             )
@@ -90,8 +106,10 @@ class BatchNormFunction(torch.autograd.Function):
                     bias,
                     output,
                     residual,
-                    *stats,
-                    ctx.training,
+                    save_mean,
+                    save_mean_lo,
+                    save_invstd,
+                    training,
                     activation,
                     [wants_input, wants_residual and activation is not None],
                 )
@@ -102,10 +120,16 @@ class BatchNormFunction(torch.autograd.Function):
             grad_input if wants_input else None,
             _as_dtype_of(weight, grad_weight) if wants_weight else None,
             _as_dtype_of(bias, grad_bias) if wants_bias else None,
-            *no_grads[:3],
             grad_residual if wants_residual else None,
-            *no_grads[:5],
+            None,
         )
+
+
+_apply = BatchNormFunction.apply
+
+
+def _requires_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _as_dtype_of(parameter: Tensor, grad: Tensor) -> Tensor:
@@ -126,20 +150,30 @@ def needs_formula(*tensors: Tensor | None) -> bool:
     return False
 
 
-def batch_norm(*args: Any) -> Tensor:
+def batch_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
+    residual: Tensor | None,
+    *settings: Any,
+) -> Tensor:
     """The differentiable ``torch.ops.bnext.batch_norm``: its arguments, its first output."""
+    buffers = running_mean, running_var, num_batches_tracked
     if torch.compiler.is_compiling():  # the graph shall hold the op, not what the Function does
-        return ops.batch_norm(*args)[0]
+        return ops.batch_norm(input, weight, bias, *buffers, residual, *settings)[0]
     # Under a functorch transform also an untracked tensor cannot enter the Function.
     if _functorch.peek_interpreter_stack() is not None:
-        return _formula(*args)
-    if forward_ad._current_level >= 0 and needs_formula(*args[:_NUM_TENSORS]):
-        return _formula(*args)
+        return _formula(input, weight, bias, *buffers, residual, *settings)
+    if forward_ad._current_level >= 0 and needs_formula(input, weight, bias, *buffers, residual):
+        return _formula(input, weight, bias, *buffers, residual, *settings)
     # torch.jit.trace would record the Function and the op in it, and run both.
-    if torch.is_grad_enabled() and not torch.jit.is_tracing():
-        return BatchNormFunction.apply(*args)[0]
+    if torch.is_grad_enabled() and not torch._C._is_tracing():
+        return _apply(input, weight, bias, residual, (*buffers, *settings))
     with torch._C._AutoDispatchBelowAutograd():
-        return ops.batch_norm(*args)[0]
+        return ops.batch_norm(input, weight, bias, *buffers, residual, *settings)[0]
 
 
 def _formula(
@@ -214,7 +248,12 @@ def _autograd_kernel(*args: Any) -> Any:
             "torch.ops.bnext.batch_norm does not support torch.func transforms or forward-mode "
             "AD: call bnext.batch_norm or a bnext layer, which do"
         )
-    return BatchNormFunction.apply(*args)
+    input, weight, bias, *buffers, residual = args[:_NUM_TENSORS]
+    if not _requires_grad(input, weight, bias, residual):
+        with torch._C._AutoDispatchBelowAutograd():
+            return ops.batch_norm(*args)
+    output = _apply(input, weight, bias, residual, (*buffers, *args[_NUM_TENSORS:]))
+    return output, *output.grad_fn.stats
 
 
 _library = torch.library.Library("bnext", "IMPL")
