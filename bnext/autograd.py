@@ -47,21 +47,20 @@ class BatchNormFunction(torch.autograd.Function):
         rest: tuple[Any, ...],
     ) -> Tensor:
         running_mean, running_var, counter, training, momentum, eps, activation, ghosts = rest
-        with torch._C._AutoDispatchBelowAutograd():
-            output, *ctx.stats = ops.batch_norm(
-                input,
-                weight,
-                bias,
-                running_mean,
-                running_var,
-                counter,
-                residual,
-                training,
-                momentum,
-                eps,
-                activation,
-                ghosts,
-            )
+        output, *ctx.stats = ops.batch_norm_below_autograd(
+            input,
+            weight,
+            bias,
+            running_mean,
+            running_var,
+            counter,
+            residual,
+            training,
+            momentum,
+            eps,
+            activation,
+            ghosts,
+        )
         ctx.settings = training, eps, activation
         ctx.set_materialize_grads(False)
         if residual is None or activation is None:
@@ -84,7 +83,8 @@ class BatchNormFunction(torch.autograd.Function):
         save_mean, save_mean_lo, save_invstd = ctx.stats
         wants_input, wants_weight, wants_bias, wants_residual, _ = ctx.needs_input_grad
         differentiable = _requires_grad(grad_output, input, weight, bias, residual)
-        if differentiable or needs_formula(grad_output, input):
+        # The saved input is of no level and without a tangent, else the Function was not called.
+        if differentiable or needs_formula(grad_output):
             grads = batch_norm_backward_reference(
                 grad_output,
                 input,
@@ -98,21 +98,20 @@ class BatchNormFunction(torch.autograd.Function):
                 save_mean.shape[0],
             )
         else:
-            with torch._C._AutoDispatchBelowAutograd():
-                grads = ops.batch_norm_backward(
-                    grad_output,
-                    input,
-                    weight,
-                    bias,
-                    output,
-                    residual,
-                    save_mean,
-                    save_mean_lo,
-                    save_invstd,
-                    training,
-                    activation,
-                    [wants_input, wants_residual and activation is not None],
-                )
+            grads = ops.batch_norm_backward_below_autograd(
+                grad_output,
+                input,
+                weight,
+                bias,
+                output,
+                residual,
+                save_mean,
+                save_mean_lo,
+                save_invstd,
+                training,
+                activation,
+                [wants_input, wants_residual and activation is not None],
+            )
         grad_input, grad_weight, grad_bias, grad_residual = grads
         if activation is None:
             grad_residual = grad_output
@@ -172,8 +171,7 @@ def batch_norm(
     # torch.jit.trace would record the Function and the op in it, and run both.
     if torch.is_grad_enabled() and not torch._C._is_tracing():
         return _apply(input, weight, bias, residual, (*buffers, *settings))
-    with torch._C._AutoDispatchBelowAutograd():
-        return ops.batch_norm(input, weight, bias, *buffers, residual, *settings)[0]
+    return ops.batch_norm_below_autograd(input, weight, bias, *buffers, residual, *settings)[0]
 
 
 def _formula(
@@ -195,8 +193,8 @@ def _formula(
         _check_dense_on(input.device, name, tensor)
     # The op on meta tensors makes all its checks; outside the functorch levels, which would wrap
     # the meta tensors too.
-    with temporarily_clear_interpreter_stack(), torch._C._AutoDispatchBelowAutograd():
-        ops.batch_norm(
+    with temporarily_clear_interpreter_stack():
+        ops.batch_norm_below_autograd(
             *(_like_on_meta(t) for t in tensors),
             training,
             momentum,
@@ -250,8 +248,7 @@ def _autograd_kernel(*args: Any) -> Any:
         )
     input, weight, bias, *buffers, residual = args[:_NUM_TENSORS]
     if not _requires_grad(input, weight, bias, residual):
-        with torch._C._AutoDispatchBelowAutograd():
-            return ops.batch_norm(*args)
+        return ops.batch_norm_below_autograd(*args)
     output = _apply(input, weight, bias, residual, (*buffers, *args[_NUM_TENSORS:]))
     return output, *output.grad_fn.stats
 

@@ -90,11 +90,10 @@ def layer_forward(
 
     ``dims``: the ranks that the layer accepts; empty for any.
     """
-    tensors = (input, weight, bias, running_mean, running_var, residual)
-    if has_torch_function_variadic(*tensors):
+    if has_torch_function_variadic(input, weight, bias, running_mean, running_var, residual):
         return handle_torch_function(
             layer_forward,
-            tensors,
+            (input, weight, bias, running_mean, running_var, residual),
             input,
             weight,
             bias,

@@ -1,13 +1,14 @@
 """Loads the C++ extension, which registers ``torch.ops.bnext``; docs/ops.md documents each op."""
 
 import importlib
+from typing import Any
 
 import torch
 
 try:
     from bnext import _build_info
 
-    importlib.import_module("bnext._C")  # registers the ops
+    _C = importlib.import_module("bnext._C")  # registers the ops
 except ImportError as error:
     try:
         built_for = _build_info.torch
@@ -22,5 +23,16 @@ except ImportError as error:
         ) from error
     raise
 
-batch_norm = torch.ops.bnext.batch_norm.default
-batch_norm_backward = torch.ops.bnext.batch_norm_backward.default
+
+
+def bind(namespace: Any) -> None:
+    """Makes these the ops that functions and layers call. ``torch.ops.bnext`` is bound."""
+    global batch_norm, batch_norm_below_autograd, batch_norm_backward_below_autograd
+    batch_norm = namespace.batch_norm.default
+    batch_norm_below_autograd = _C.batch_norm_below_autograd(batch_norm)
+    batch_norm_backward_below_autograd = _C.batch_norm_backward_below_autograd(
+        namespace.batch_norm_backward.default
+    )
+
+
+bind(torch.ops.bnext)
