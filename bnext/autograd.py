@@ -29,7 +29,7 @@ _NUM_TENSORS = len(_TENSOR_NAMES)
 
 
 class BatchNormFunction(torch.autograd.Function):
-    """``torch.ops.bnext.batch_norm``: its first output, the others lie in the ``stats`` of its node.
+    """The first output of ``torch.ops.bnext.batch_norm``; the others are its node's ``stats``.
 
     The differentiable arguments come first; the rest, as one tuple, is nothing to autograd.
     """

@@ -39,11 +39,12 @@ class _FusedBatchNorm(_NormBase):
 
     def _fused(self, input: Tensor, residual: Tensor | None) -> Tensor:
         training = self.training
-        # nn.Module.__getattr__ is Python, and searches for each name. A parameter or buffer that is
-        # not in these dicts was replaced (pruned, parametrized).
+        # nn.Module.__getattr__ is Python, and searches for each name.
         parameters, buffers = self._parameters, self._buffers
-        weight = parameters["weight"] if "weight" in parameters else self.weight
-        bias = parameters["bias"] if "bias" in parameters else self.bias
+        try:
+            weight, bias = parameters["weight"], parameters["bias"]
+        except KeyError:  # pruned or parametrized: no longer parameters
+            weight, bias = self.weight, self.bias
         running_mean, running_var = buffers["running_mean"], buffers["running_var"]
         num_batches_tracked = None
         momentum = self.momentum

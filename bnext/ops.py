@@ -1,9 +1,11 @@
 """Loads the C++ extension, which registers ``torch.ops.bnext``; docs/ops.md documents each op."""
 
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 try:
     from bnext import _build_info
@@ -24,9 +26,14 @@ except ImportError as error:
     raise
 
 
+batch_norm: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+# Below autograd, and without what torch.ops does to the arguments.
+batch_norm_below_autograd: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+batch_norm_backward_below_autograd: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+
 
 def bind(namespace: Any) -> None:
-    """Makes these the ops that functions and layers call. ``torch.ops.bnext`` is bound."""
+    """Makes the ops of a namespace of ``torch.ops`` those that functions and layers call."""
     global batch_norm, batch_norm_below_autograd, batch_norm_backward_below_autograd
     batch_norm = namespace.batch_norm.default
     batch_norm_below_autograd = _C.batch_norm_below_autograd(batch_norm)

@@ -44,7 +44,7 @@ at::Tensor empty_dense(const at::Tensor& like, DenseFormat format) {
     const auto sizes = like.sym_sizes();
     return at::empty_strided_symint(sizes, {sizes[1] * sizes[2], 1, sizes[1]}, like.options());
   }
-  if (like.key_set().has(at::DispatchKey::CPU)) {
+  if (like.is_cpu()) {  // as options() tells: a fake tensor is on meta here
     return empty_cpu(like.sizes(), like.scalar_type(), memory_format(like, format));
   }
   return at::empty_symint(like.sym_sizes(), like.options(), memory_format(like, format));

@@ -124,7 +124,9 @@ struct BelowAutograd<Tensor4(Args...)> {
 
   template <std::size_t... I>
   static Tensor4 call_plain(const Handle& op, PyObject* const* args, std::index_sequence<I...>) {
-    const std::tuple<Args...> values(Argument<std::decay_t<Args>>::get(args[I])...);
+    // Values, but references to the tensors of the Python objects, which the caller holds.
+    const std::tuple<decltype(Argument<std::decay_t<Args>>::get(args[I]))...> values(
+        Argument<std::decay_t<Args>>::get(args[I])...);
     const pybind11::gil_scoped_release release;
     return op.call(std::get<I>(values)...);
   }
