@@ -153,55 +153,42 @@ def batch_norm(
     input: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    num_batches_tracked: Tensor | None,
     residual: Tensor | None,
-    *settings: Any,
+    rest: tuple[Any, ...],
 ) -> Tensor:
-    """The differentiable ``torch.ops.bnext.batch_norm``: its arguments, its first output."""
-    buffers = running_mean, running_var, num_batches_tracked
+    """The differentiable ``torch.ops.bnext.batch_norm``: its first output.
+
+    ``rest``: the op's other arguments, in its order.
+    """
     if torch.compiler.is_compiling():  # the graph shall hold the op, not what the Function does
-        return ops.batch_norm(input, weight, bias, *buffers, residual, *settings)[0]
+        return ops.batch_norm(input, weight, bias, *rest[:3], residual, *rest[3:])[0]
     # Under a functorch transform also an untracked tensor cannot enter the Function.
     if _functorch.peek_interpreter_stack() is not None:
-        return _formula(input, weight, bias, *buffers, residual, *settings)
-    if forward_ad._current_level >= 0 and needs_formula(input, weight, bias, *buffers, residual):
-        return _formula(input, weight, bias, *buffers, residual, *settings)
+        return _formula(input, weight, bias, residual, rest)
+    if forward_ad._current_level >= 0 and needs_formula(input, weight, bias, *rest[:3], residual):
+        return _formula(input, weight, bias, residual, rest)
     # torch.jit.trace would record the Function and the op in it, and run both.
     if torch.is_grad_enabled() and not torch._C._is_tracing():
-        return _apply(input, weight, bias, residual, (*buffers, *settings))
-    return ops.batch_norm_below_autograd(input, weight, bias, *buffers, residual, *settings)[0]
+        return _apply(input, weight, bias, residual, rest)
+    return ops.batch_norm_below_autograd(input, weight, bias, *rest[:3], residual, *rest[3:])[0]
 
 
 def _formula(
     input: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    num_batches_tracked: Tensor | None,
     residual: Tensor | None,
-    training: bool,
-    momentum: float | None,
-    eps: float,
-    activation: str | None,
-    ghost_batch_size: int | None,
+    rest: tuple[Any, ...],
 ) -> Tensor:
+    running_mean, running_var, num_batches_tracked, *settings = rest
+    training, momentum, eps, activation, ghost_batch_size = settings
     tensors = (input, weight, bias, running_mean, running_var, num_batches_tracked, residual)
     for name, tensor in zip(_TENSOR_NAMES, tensors, strict=True):
         _check_dense_on(input.device, name, tensor)
     # The op on meta tensors makes all its checks; outside the functorch levels, which would wrap
     # the meta tensors too.
     with temporarily_clear_interpreter_stack():
-        ops.batch_norm_below_autograd(
-            *(_like_on_meta(t) for t in tensors),
-            training,
-            momentum,
-            eps,
-            activation,
-            ghost_batch_size,
-        )
+        ops.batch_norm_below_autograd(*(_like_on_meta(t) for t in tensors), *settings)
     counter = num_batches_tracked if training else None
     if counter is not None and momentum is None:
         momentum = 1.0 / (float(counter) + 1.0)

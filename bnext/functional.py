@@ -117,15 +117,17 @@ def layer_forward(
         input,
         weight,
         bias,
-        running_mean,
-        running_var,
-        num_batches_tracked,
         residual,
-        training,
-        momentum,
-        eps,
-        activation,
-        ghost_batch_size,
+        (
+            running_mean,
+            running_var,
+            num_batches_tracked,
+            training,
+            momentum,
+            eps,
+            activation,
+            ghost_batch_size,
+        ),
     )
 
 
