@@ -35,8 +35,8 @@ class BatchNormFunction(torch.autograd.Function):
     """
 
     # The forward(ctx, ...) form: the setup_context form costs twice an eager batch norm's time at
-    # (32, 50). That form is what functorch needs, hence `needs_formula` below. Each further input,
-    # output or saved tensor costs most of a microsecond a step: docs/performance.md.
+    # (32, 50). That form is what functorch needs, hence `needs_formula` below. One output, few
+    # inputs and few saved tensors, since each has its price: docs/performance.md, "Call overhead".
     @staticmethod
     def forward(
         ctx: Any,
@@ -82,7 +82,9 @@ class BatchNormFunction(torch.autograd.Function):
         training, eps, activation = ctx.settings
         save_mean, save_mean_lo, save_invstd = ctx.stats
         wants_input, wants_weight, wants_bias, wants_residual, _ = ctx.needs_input_grad
-        differentiable = _requires_grad(grad_output, input, weight, bias, residual)
+        differentiable = torch.is_grad_enabled() and _requires_grad(
+            grad_output, input, weight, bias, residual
+        )
         # The saved input is of no level and without a tangent, else the Function was not called.
         if differentiable or needs_formula(grad_output):
             grads = batch_norm_backward_reference(
@@ -128,7 +130,7 @@ _apply = BatchNormFunction.apply
 
 
 def _requires_grad(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    return any(t is not None and t.requires_grad for t in tensors)
 
 
 def _as_dtype_of(parameter: Tensor, grad: Tensor) -> Tensor:
@@ -234,7 +236,7 @@ def _autograd_kernel(*args: Any) -> Any:
             "AD: call bnext.batch_norm or a bnext layer, which do"
         )
     input, weight, bias, *buffers, residual = args[:_NUM_TENSORS]
-    if not _requires_grad(input, weight, bias, residual):
+    if not (torch.is_grad_enabled() and _requires_grad(input, weight, bias, residual)):
         return ops.batch_norm_below_autograd(*args)
     output = _apply(input, weight, bias, residual, (*buffers, *args[_NUM_TENSORS:]))
     return output, *output.grad_fn.stats
