@@ -30,7 +30,6 @@ CXX_FLAGS = [
     "-Wall",
     "-Wno-unknown-pragmas",
     "-Wno-psabi",
-    "-DPy_LIMITED_API=0x030A0000",
 ]
 # --fmad=false is nvcc's -ffp-contract=off. --threads: two architectures at once, which shortens
 # the tail of the build, where one file is left. -U: torch's own flags take away the conversions
@@ -76,7 +75,6 @@ def extension(toolkit: cuda_build.Toolkit | None) -> Extension:
     options = {
         "depends": files("**/*.h", "**/*.cuh"),
         "extra_compile_args": {"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
-        "py_limited_api": True,
     }
     if toolkit is None:
         return cpp_extension.CppExtension("bnext._C", sources, **options)
@@ -111,5 +109,4 @@ write_build_info(decision)
 setup(
     ext_modules=[extension(decision.toolkit)],
     cmdclass={"build_ext": BuildExtension},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -29,46 +29,64 @@ _NUM_TENSORS = len(_TENSOR_NAMES)
 
 
 class BatchNormFunction(torch.autograd.Function):
-    """Takes the arguments of ``torch.ops.bnext.batch_norm`` and returns its outputs."""
+    """The first output of ``torch.ops.bnext.batch_norm``; the others are its node's ``stats``.
+
+    The differentiable arguments come first; the rest, as one tuple, is nothing to autograd.
+    """
 
     # The forward(ctx, ...) form: the setup_context form costs twice an eager batch norm's time at
-    # (32, 50). That form is what functorch needs, hence `needs_formula` below.
+    # (32, 50). That form is what functorch needs, hence `needs_formula` below. One output, few
+    # inputs and few saved tensors, since each has its price: docs/performance.md, "Call overhead".
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        with torch._C._AutoDispatchBelowAutograd():
-            output, *stats = ops.batch_norm(*args)
-        input, weight, bias, _, _, _, residual, training, _, eps, activation, _ = args
-        ctx.training, ctx.eps, ctx.activation = training, eps, activation
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*stats)
-        # The derivative of relu and leaky_relu is the sign of the output, which the next layer
-        # keeps anyway; silu is not monotonic and needs the residual itself.
-        from_output = residual is not None and activation in ("relu", "leaky_relu")
-        from_residual = residual is not None and activation == "silu"
-        ctx.save_for_backward(
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        rest: tuple[Any, ...],
+    ) -> Tensor:
+        running_mean, running_var, counter, training, momentum, eps, activation, ghosts = rest
+        output, *ctx.stats = ops.batch_norm_below_autograd(
             input,
             weight,
             bias,
-            output if from_output else None,
-            residual if from_residual else None,
-            *stats,
+            running_mean,
+            running_var,
+            counter,
+            residual,
+            training,
+            momentum,
+            eps,
+            activation,
+            ghosts,
         )
-        return output, *stats
+        ctx.settings = training, eps, activation
+        ctx.set_materialize_grads(False)
+        if residual is None or activation is None:
+            ctx.save_for_backward(input, weight, bias)
+        # The derivative of relu and leaky_relu is the sign of the output, which the next layer
+        # keeps anyway; silu is not monotonic and needs the residual itself.
+        elif activation == "silu":
+            ctx.save_for_backward(input, weight, bias, None, residual)
+        else:
+            ctx.save_for_backward(input, weight, bias, output, None)
+        return output
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        no_grads = (None,) * 12
+    def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad_output is None:
-            return no_grads
-        input, weight, bias, output, residual, *stats = ctx.saved_tensors
-        wants_input, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        wants_residual = ctx.needs_input_grad[6]
-        activation = ctx.activation
-        differentiable = torch.is_grad_enabled() and any(
-            t is not None and t.requires_grad for t in (grad_output, input, weight, bias, residual)
+            return None, None, None, None, None
+        input, weight, bias, *extra = ctx.saved_tensors
+        output, residual = extra or (None, None)
+        training, eps, activation = ctx.settings
+        save_mean, save_mean_lo, save_invstd = ctx.stats
+        wants_input, wants_weight, wants_bias, wants_residual, _ = ctx.needs_input_grad
+        differentiable = torch.is_grad_enabled() and _requires_grad(
+            grad_output, input, weight, bias, residual
         )
-        if differentiable or needs_formula(grad_output, input):
-            save_mean, _, save_invstd = stats
+        # The saved input is of no level and without a tangent, else the Function was not called.
+        if differentiable or needs_formula(grad_output):
             grads = batch_norm_backward_reference(
                 grad_output,
                 input,
@@ -76,25 +94,26 @@ class BatchNormFunction(torch.autograd.Function):
                 bias,
                 output,
                 residual,
-                None if ctx.training else (save_mean[0], save_invstd[0]),
-                ctx.eps,
+                None if training else (save_mean[0], save_invstd[0]),
+                eps,
                 activation,
                 save_mean.shape[0],
             )
         else:
-            with torch._C._AutoDispatchBelowAutograd():
-                grads = ops.batch_norm_backward(
-                    grad_output,
-                    input,
-                    weight,
-                    bias,
-                    output,
-                    residual,
-                    *stats,
-                    ctx.training,
-                    activation,
-                    [wants_input, wants_residual and activation is not None],
-                )
+            grads = ops.batch_norm_backward_below_autograd(
+                grad_output,
+                input,
+                weight,
+                bias,
+                output,
+                residual,
+                save_mean,
+                save_mean_lo,
+                save_invstd,
+                training,
+                activation,
+                [wants_input, wants_residual and activation is not None],
+            )
         grad_input, grad_weight, grad_bias, grad_residual = grads
         if activation is None:
             grad_residual = grad_output
@@ -102,10 +121,16 @@ class BatchNormFunction(torch.autograd.Function):
             grad_input if wants_input else None,
             _as_dtype_of(weight, grad_weight) if wants_weight else None,
             _as_dtype_of(bias, grad_bias) if wants_bias else None,
-            *no_grads[:3],
             grad_residual if wants_residual else None,
-            *no_grads[:5],
+            None,
         )
+
+
+_apply = BatchNormFunction.apply
+
+
+def _requires_grad(*tensors: Tensor | None) -> bool:
+    return any(t is not None and t.requires_grad for t in tensors)
 
 
 def _as_dtype_of(parameter: Tensor, grad: Tensor) -> Tensor:
@@ -126,50 +151,46 @@ def needs_formula(*tensors: Tensor | None) -> bool:
     return False
 
 
-def batch_norm(*args: Any) -> Tensor:
-    """The differentiable ``torch.ops.bnext.batch_norm``: its arguments, its first output."""
+def batch_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    rest: tuple[Any, ...],
+) -> Tensor:
+    """The differentiable ``torch.ops.bnext.batch_norm``: its first output.
+
+    ``rest``: the op's other arguments, in its order.
+    """
     if torch.compiler.is_compiling():  # the graph shall hold the op, not what the Function does
-        return ops.batch_norm(*args)[0]
+        return ops.batch_norm(input, weight, bias, *rest[:3], residual, *rest[3:])[0]
     # Under a functorch transform also an untracked tensor cannot enter the Function.
     if _functorch.peek_interpreter_stack() is not None:
-        return _formula(*args)
-    if forward_ad._current_level >= 0 and needs_formula(*args[:_NUM_TENSORS]):
-        return _formula(*args)
+        return _formula(input, weight, bias, residual, rest)
+    if forward_ad._current_level >= 0 and needs_formula(input, weight, bias, *rest[:3], residual):
+        return _formula(input, weight, bias, residual, rest)
     # torch.jit.trace would record the Function and the op in it, and run both.
-    if torch.is_grad_enabled() and not torch.jit.is_tracing():
-        return BatchNormFunction.apply(*args)[0]
-    with torch._C._AutoDispatchBelowAutograd():
-        return ops.batch_norm(*args)[0]
+    if torch.is_grad_enabled() and not torch._C._is_tracing():
+        return _apply(input, weight, bias, residual, rest)
+    return ops.batch_norm_below_autograd(input, weight, bias, *rest[:3], residual, *rest[3:])[0]
 
 
 def _formula(
     input: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    num_batches_tracked: Tensor | None,
     residual: Tensor | None,
-    training: bool,
-    momentum: float | None,
-    eps: float,
-    activation: str | None,
-    ghost_batch_size: int | None,
+    rest: tuple[Any, ...],
 ) -> Tensor:
+    running_mean, running_var, num_batches_tracked, *settings = rest
+    training, momentum, eps, activation, ghost_batch_size = settings
     tensors = (input, weight, bias, running_mean, running_var, num_batches_tracked, residual)
     for name, tensor in zip(_TENSOR_NAMES, tensors, strict=True):
         _check_dense_on(input.device, name, tensor)
     # The op on meta tensors makes all its checks; outside the functorch levels, which would wrap
     # the meta tensors too.
-    with temporarily_clear_interpreter_stack(), torch._C._AutoDispatchBelowAutograd():
-        ops.batch_norm(
-            *(_like_on_meta(t) for t in tensors),
-            training,
-            momentum,
-            eps,
-            activation,
-            ghost_batch_size,
-        )
+    with temporarily_clear_interpreter_stack():
+        ops.batch_norm_below_autograd(*(_like_on_meta(t) for t in tensors), *settings)
     counter = num_batches_tracked if training else None
     if counter is not None and momentum is None:
         momentum = 1.0 / (float(counter) + 1.0)
@@ -214,7 +235,11 @@ def _autograd_kernel(*args: Any) -> Any:
             "torch.ops.bnext.batch_norm does not support torch.func transforms or forward-mode "
             "AD: call bnext.batch_norm or a bnext layer, which do"
         )
-    return BatchNormFunction.apply(*args)
+    input, weight, bias, *buffers, residual = args[:_NUM_TENSORS]
+    if not (torch.is_grad_enabled() and _requires_grad(input, weight, bias, residual)):
+        return ops.batch_norm_below_autograd(*args)
+    output = _apply(input, weight, bias, residual, (*buffers, *args[_NUM_TENSORS:]))
+    return output, *output.grad_fn.stats
 
 
 _library = torch.library.Library("bnext", "IMPL")

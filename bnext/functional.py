@@ -90,11 +90,10 @@ def layer_forward(
 
     ``dims``: the ranks that the layer accepts; empty for any.
     """
-    tensors = (input, weight, bias, running_mean, running_var, residual)
-    if has_torch_function_variadic(*tensors):
+    if has_torch_function_variadic(input, weight, bias, running_mean, running_var, residual):
         return handle_torch_function(
             layer_forward,
-            tensors,
+            (input, weight, bias, running_mean, running_var, residual),
             input,
             weight,
             bias,
@@ -118,15 +117,17 @@ def layer_forward(
         input,
         weight,
         bias,
-        running_mean,
-        running_var,
-        num_batches_tracked,
         residual,
-        training,
-        momentum,
-        eps,
-        activation,
-        ghost_batch_size,
+        (
+            running_mean,
+            running_var,
+            num_batches_tracked,
+            training,
+            momentum,
+            eps,
+            activation,
+            ghost_batch_size,
+        ),
     )
 
 

@@ -39,12 +39,18 @@ class _FusedBatchNorm(_NormBase):
 
     def _fused(self, input: Tensor, residual: Tensor | None) -> Tensor:
         training = self.training
-        running_mean, running_var = self.running_mean, self.running_var
+        # nn.Module.__getattr__ is Python, and searches for each name.
+        parameters, buffers = self._parameters, self._buffers
+        try:
+            weight, bias = parameters["weight"], parameters["bias"]
+        except KeyError:  # pruned or parametrized: no longer parameters
+            weight, bias = self.weight, self.bias
+        running_mean, running_var = buffers["running_mean"], buffers["running_var"]
         num_batches_tracked = None
         momentum = self.momentum
         if training:
             if self.track_running_stats:
-                num_batches_tracked = self.num_batches_tracked
+                num_batches_tracked = buffers["num_batches_tracked"]
                 if momentum is None and num_batches_tracked is None:
                     momentum = 0.0  # as nn.BatchNorm: nothing to average by
             else:
@@ -53,8 +59,8 @@ class _FusedBatchNorm(_NormBase):
             training = True  # without running statistics eval uses the batch's, as nn.BatchNorm
         return layer_forward(
             input,
-            self.weight,
-            self.bias,
+            weight,
+            bias,
             running_mean,
             running_var,
             num_batches_tracked,

@@ -1,5 +1,6 @@
 #include "dense_format.h"
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
 
@@ -14,6 +15,10 @@ at::MemoryFormat memory_format(const at::Tensor& tensor, DenseFormat format) {
 }
 
 }  // namespace
+
+at::Tensor empty_cpu(at::IntArrayRef sizes, at::ScalarType dtype, at::MemoryFormat format) {
+  return at::Tensor(at::detail::empty_cpu(sizes, dtype, /*pin_memory=*/false, format));
+}
 
 DenseFormat dense_format(const at::Tensor& input) {
   if (input.dim() == 3 && !input.is_contiguous()) {
@@ -38,6 +43,9 @@ at::Tensor empty_dense(const at::Tensor& like, DenseFormat format) {
   if (format == DenseFormat::kTransposed) {
     const auto sizes = like.sym_sizes();
     return at::empty_strided_symint(sizes, {sizes[1] * sizes[2], 1, sizes[1]}, like.options());
+  }
+  if (like.is_cpu()) {  // as options() tells: a fake tensor is on meta here
+    return empty_cpu(like.sizes(), like.scalar_type(), memory_format(like, format));
   }
   return at::empty_symint(like.sym_sizes(), like.options(), memory_format(like, format));
 }

@@ -16,4 +16,10 @@ at::Tensor to_dense(const at::Tensor& tensor, DenseFormat format);
 
 at::Tensor empty_dense(const at::Tensor& like, DenseFormat format);
 
+// at::empty passes the dispatcher twice, which takes longer than to allocate a small tensor.
+at::Tensor empty_cpu(
+    at::IntArrayRef sizes,
+    at::ScalarType dtype,
+    at::MemoryFormat format = at::MemoryFormat::Contiguous);
+
 }  // namespace bnext

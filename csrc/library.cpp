@@ -3,7 +3,6 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
-#include <Python.h>
 #include <torch/library.h>
 
 #include "ops.h"
@@ -121,10 +120,3 @@ TORCH_LIBRARY_IMPL(bnext, Autograd, m) {
 }
 
 }  // namespace bnext
-
-// `import bnext._C` runs the registrations above; the module itself is empty.
-PyMODINIT_FUNC PyInit__C() {
-  static PyModuleDef module = {
-      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
-  return PyModule_Create(&module);
-}

@@ -4,9 +4,9 @@
 
 namespace bnext {
 
-at::Tensor empty_stats(const at::Tensor& input, std::int64_t num_ghosts) {
-  return at::empty(
-      {num_ghosts, input.size(1)}, input.options().dtype(acc_type(input.scalar_type())));
+at::Tensor empty_acc(const at::Tensor& input, at::IntArrayRef sizes) {
+  const at::ScalarType dtype = acc_type(input.scalar_type());
+  return input.is_cpu() ? empty_cpu(sizes, dtype) : at::empty(sizes, input.options().dtype(dtype));
 }
 
 void bump_version(const at::Tensor& tensor) {
@@ -63,7 +63,10 @@ BackwardTensors backward_tensors(
 }
 
 at::Tensor or_empty(const at::Tensor& grad, const at::Tensor& input) {
-  return grad.defined() ? grad : at::empty({0}, input.options());
+  if (grad.defined()) {
+    return grad;
+  }
+  return input.is_cpu() ? empty_cpu({0}, input.scalar_type()) : at::empty({0}, input.options());
 }
 
 }  // namespace bnext

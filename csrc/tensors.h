@@ -29,8 +29,12 @@ inline std::optional<c10::SymInt> to_symint(const std::optional<std::int64_t>& v
   return value.has_value() ? std::optional<c10::SymInt>(*value) : std::nullopt;
 }
 
-// (num_ghosts, C) of the input's accumulation dtype.
-at::Tensor empty_stats(const at::Tensor& input, std::int64_t num_ghosts);
+// Of the input's accumulation dtype, on its device.
+at::Tensor empty_acc(const at::Tensor& input, at::IntArrayRef sizes);
+
+inline at::Tensor empty_stats(const at::Tensor& input, std::int64_t num_ghosts) {
+  return empty_acc(input, {num_ghosts, input.size(1)});
+}
 
 // Autograd must see the write, as after an in-place operator.
 void bump_version(const at::Tensor& tensor);

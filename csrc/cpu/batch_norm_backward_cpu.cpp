@@ -205,9 +205,8 @@ Tensor4 batch_norm_backward_cpu(
   const BackwardTensors tensors = backward_tensors(
       grad_output, input, weight, bias, output, residual, save_mean, save_mean_lo, save_invstd,
       call.activation, output_mask);
-  const auto acc = input.options().dtype(acc_type(input.scalar_type()));
-  const at::Tensor grad_weight = at::empty({input.size(1)}, acc);
-  const at::Tensor grad_bias = at::empty({input.size(1)}, acc);
+  const at::Tensor grad_weight = empty_acc(input, {input.size(1)});
+  const at::Tensor grad_bias = empty_acc(input, {input.size(1)});
   if (input.numel() == 0) {
     grad_weight.zero_();
     grad_bias.zero_();

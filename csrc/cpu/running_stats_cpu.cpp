@@ -24,8 +24,8 @@ void RunningStats::update(const std::vector<Welford<double>>& moments) const {
   }
   const double factor = average_factor(!momentum.has_value(), momentum.value_or(0), num_batches);
   const at::ScalarType acc = acc_type(mean->scalar_type());
-  const at::Tensor acc_mean = mean->to(acc).contiguous();
-  const at::Tensor acc_var = var->to(acc).contiguous();
+  const at::Tensor acc_mean = to_contiguous(*mean, acc);
+  const at::Tensor acc_var = to_contiguous(*var, acc);
   if (acc == at::kDouble) {
     update_channels(
         moments, factor, acc_mean.mutable_data_ptr<double>(), acc_var.mutable_data_ptr<double>());

@@ -9,6 +9,11 @@
 
 namespace bnext {
 
+// The tensor itself where it is that already: `to` is a call of the dispatcher in any case.
+inline at::Tensor to_contiguous(const at::Tensor& tensor, at::ScalarType dtype) {
+  return (tensor.scalar_type() == dtype ? tensor : tensor.to(dtype)).contiguous();
+}
+
 // A per-channel tensor as contiguous values of acc_t; null if it is not given. Parameters may be of
 // the input's dtype or of acc_t, and of any stride: C-sized, so that a copy costs nothing.
 template <typename acc_t>
@@ -16,7 +21,7 @@ class ChannelValues {
  public:
   explicit ChannelValues(const OptionalTensor& tensor) {
     if (is_given(tensor)) {
-      tensor_ = tensor->to(c10::CppTypeToScalarType<acc_t>::value).contiguous();
+      tensor_ = to_contiguous(*tensor, c10::CppTypeToScalarType<acc_t>::value);
       data_ = tensor_.const_data_ptr<acc_t>();
     }
   }
