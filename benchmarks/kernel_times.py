@@ -16,14 +16,11 @@ import torch
 import typer
 
 import bnext
-from benchmarks.speed import SHAPES
+from benchmarks.environment import CALM, KEEP_MEMORY
+from benchmarks.grid import SHAPES
+from bnext.bench import make_inputs
 
-# Read by the C library and by OpenMP when a process starts.
-ENVIRONMENT = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "1000000000000",
-    "OMP_PROC_BIND": "true",
-}
+ENVIRONMENT = CALM | KEEP_MEMORY
 
 
 def times(
@@ -31,10 +28,9 @@ def times(
 ) -> dict[str, float]:
     """Seconds of a copy, of forward and backward, and of their phases."""
     ops = torch.ops.bnext
-    x = torch.randn(shape, dtype=dtype)
-    if layout == "channels_last":
-        x = x.contiguous(memory_format=torch.channels_last)
-    grad, copied = torch.randn_like(x), torch.empty_like(x)
+    inputs = make_inputs(shape, layout, dtype, "forward")
+    x, grad = inputs.x, inputs.grad
+    copied = torch.empty_like(x)
     channels = shape[1]
     weight, bias = torch.rand(channels) + 0.5, torch.randn(channels)
     running = torch.zeros(channels), torch.ones(channels), torch.tensor(0)
