@@ -43,14 +43,17 @@ class _FusedBatchNorm(_NormBase):
         parameters, buffers = self._parameters, self._buffers
         try:
             weight, bias = parameters["weight"], parameters["bias"]
-        except KeyError:  # pruned or parametrized: no longer parameters
+            running_mean, running_var = buffers["running_mean"], buffers["running_var"]
+            counter = buffers["num_batches_tracked"]
+        except KeyError:  # pruned, parametrized or replaced
             weight, bias = self.weight, self.bias
-        running_mean, running_var = buffers["running_mean"], buffers["running_var"]
+            running_mean, running_var = self.running_mean, self.running_var
+            counter = getattr(self, "num_batches_tracked", None)
         num_batches_tracked = None
         momentum = self.momentum
         if training:
             if self.track_running_stats:
-                num_batches_tracked = buffers["num_batches_tracked"]
+                num_batches_tracked = counter
                 if momentum is None and num_batches_tracked is None:
                     momentum = 0.0  # as nn.BatchNorm: nothing to average by
             else:

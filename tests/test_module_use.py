@@ -146,6 +146,17 @@ def test_parametrized_weight(cls: type) -> None:
     torch.testing.assert_close(original.grad, 2 * plain.weight.grad)
 
 
+@by_class
+def test_a_buffer_replaced_by_a_parameter_is_used(cls: type) -> None:
+    layer = trained(cls).eval()
+    x = sample(cls)
+    want = layer(x)
+    mean = layer.running_mean
+    del layer.running_mean
+    layer.running_mean = nn.Parameter(mean, requires_grad=False)
+    assert_same(layer(x), want)
+
+
 @on_each_device
 @by_class
 def test_shared_layer_counts_every_call_and_adds_its_gradients(cls: type) -> None:
