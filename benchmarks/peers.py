@@ -169,16 +169,9 @@ def kept_bytes(cell: Cell, name: str = "bnext") -> int | None:
     layer = bench.LAYERS[name](inputs)
     if layer is None:
         return None
-    saved: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     x = inputs.x.detach().requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = layer(x)
+    output, kept = bench.kept_for_backward(layer, x)
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
     for tensor in (x, output):
-        saved.pop(tensor.untyped_storage().data_ptr(), None)
-    return sum(saved.values())
+        storages.pop(tensor.untyped_storage().data_ptr(), None)
+    return sum(storages.values())

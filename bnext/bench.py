@@ -103,6 +103,26 @@ LAYERS: dict[str, Callable[[Inputs], nn.Module | None]] = {
 }
 
 
+def kept_for_backward(function: Callable[..., Tensor], *inputs: Any) -> tuple[Tensor, list[Tensor]]:
+    """The output, and what its graph keeps: tensors saved for backward, and those that are
+    attributes of a node, which saved-tensor hooks do not see."""
+    kept: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = function(*inputs)
+    nodes = [node for node in [output.grad_fn] if node is not None]
+    for node in nodes:  # grows while it is walked
+        nodes += [following for following, _ in node.next_functions if following is not None]
+        for value in getattr(node, "__dict__", {}).values():
+            values = value if isinstance(value, (list, tuple)) else [value]
+            kept += [v for v in values if isinstance(v, Tensor)]
+    return output, kept
+
+
 def copy_loop(inputs: Inputs) -> Loop:
     """The floor: one read and one write of the input."""
     source, target = inputs.x.detach(), torch.empty_like(inputs.x)

@@ -49,24 +49,22 @@ class _FusedBatchNorm(_NormBase):
             weight, bias = self.weight, self.bias
             running_mean, running_var = self.running_mean, self.running_var
             counter = getattr(self, "num_batches_tracked", None)
-        num_batches_tracked = None
         momentum = self.momentum
-        if training:
-            if self.track_running_stats:
-                num_batches_tracked = counter
-                if momentum is None and num_batches_tracked is None:
-                    momentum = 0.0  # as nn.BatchNorm: nothing to average by
-            else:
-                running_mean = running_var = None
-        elif running_mean is None and running_var is None:
-            training = True  # without running statistics eval uses the batch's, as nn.BatchNorm
+        if not training:
+            counter = None
+            # Without running statistics eval uses the batch's, as nn.BatchNorm.
+            training = running_mean is None and running_var is None
+        elif not self.track_running_stats:
+            running_mean = running_var = counter = None
+        elif momentum is None and counter is None:
+            momentum = 0.0  # as nn.BatchNorm: nothing to average by
         return layer_forward(
             input,
             weight,
             bias,
             running_mean,
             running_var,
-            num_batches_tracked,
+            counter,
             residual,
             training,
             momentum,

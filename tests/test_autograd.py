@@ -15,6 +15,7 @@ from torch.autograd import gradgradcheck
 from torch.utils.checkpoint import checkpoint
 
 import bnext
+from bnext.bench import kept_for_backward
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -271,16 +272,9 @@ def test_nothing_of_the_size_of_the_input_is_saved_beyond_it() -> None:
     ]:
         case = Case("planes", activation, residual)
         tensors = case.tensors()
-        saved: list[Tensor] = []
-
-        def pack(tensor: Tensor, saved: list[Tensor] = saved) -> Tensor:
-            saved.append(tensor)
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            output = case.call(bnext.batch_norm, tensors)
+        output, kept = kept_for_backward(case.call, bnext.batch_norm, tensors)
         owners = {t.data_ptr(): name for name, t in {**tensors, "output": output}.items()}
-        found = {owners.get(t.data_ptr()) for t in saved if t.numel() >= output.numel()}
+        found = {owners.get(t.data_ptr()) for t in kept if t.numel() >= output.numel()}
         assert found == large, (activation, residual)
 
 

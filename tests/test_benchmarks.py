@@ -223,7 +223,8 @@ def test_the_loops_of_kernels_call_the_ops_as_often_as_asked() -> None:
 def test_kept_for_backward_is_c_sized(monkeypatch: pytest.MonkeyPatch) -> None:
     for cell in SMALL:
         kept = peers.kept_bytes(cell)
-        assert kept is not None and kept <= 5 * 4 * cell.shape[1]
+        # weight and bias, which live anyway, the mean in two parts and invstd.
+        assert kept == 5 * 4 * cell.shape[1]
 
     def greedy(inputs: Inputs) -> torch.nn.Module:  # silu keeps its input, which is neither
         return torch.nn.Sequential(inputs.layer(torch.nn), torch.nn.SiLU())

@@ -181,8 +181,8 @@ class ForwardSteps {
   Scratch make_scratch() const {
     const std::int64_t n_channel = schedule_.n_channel();
     return {
-        reduce_.make_partials(), std::vector<acc_t>(n_channel), std::vector<acc_t>(n_channel),
-        nullptr};
+        given_stats_ ? MomentRows(0, 0) : reduce_.make_partials(), std::vector<acc_t>(n_channel),
+        std::vector<acc_t>(n_channel), nullptr};
   }
 
   void prepare(std::int64_t ghost, Scratch& scratch) const {

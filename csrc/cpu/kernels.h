@@ -32,6 +32,10 @@ struct Slab {
 // columns of a wide matrix, whose lines are rows or samples; a longer one is walked on its own.
 constexpr std::int64_t kShortRun = 31;
 
+// Bytes: what is stored past the caches begins and ends at cache lines, which are then written
+// once.
+constexpr std::int64_t kStreamAlign = 64;
+
 // `offset` elements on; null stays null.
 template <typename T>
 T* at_offset(T* pointer, std::int64_t offset) {
@@ -59,7 +63,7 @@ struct ApplyArgs {
   const acc_t* scale;
   const acc_t* shift;
   Activation activation;
-  bool stream;  // store past the caches: all lines and runs start at multiples of 64 bytes
+  bool stream;  // store past the caches: all lines and runs start at multiples of kStreamAlign
 
   void advance(std::int64_t offset) {
     input += offset;

@@ -10,10 +10,6 @@ namespace bnext {
 namespace CPU_CAPABILITY {
 namespace {
 
-// Lines of a block, whose sums are kept in acc_t before they are added in double. Fewer than
-// forward's: these sums cancel, so that their rounding shows.
-constexpr std::int64_t kGradBlockLines = 64;
-
 // The constants of K packs, which both backward kernels read.
 template <typename scalar_t, int K>
 struct GradConstants {
@@ -133,7 +129,7 @@ class ColumnGradSums {
     const std::int64_t group = sum_group_lines<scalar_t>(slab.stride);
     std::fill_n(sum_dy_, columns, 0.0);
     std::fill_n(sum_dy_xmu_, columns, 0.0);
-    const std::int64_t blocks = num_blocks(slab.lines, kGradBlockLines);
+    const std::int64_t blocks = num_blocks(slab.lines, kBlockLines);
     for (std::int64_t block = 0; block < blocks; ++block) {
       const Range range = split_range(slab.lines, blocks, block);
       const std::int64_t begin = range.begin;
@@ -234,7 +230,7 @@ BNEXT_INLINE GradSums grad_reduce_block(
 
 template <typename scalar_t, typename Act, Derivative kDerivative>
 BNEXT_KERNEL void grad_reduce_runs(const GradReduceArgs<scalar_t> args, const Slab slab) {
-  constexpr std::int64_t kBlock = kGradBlockLines * kStripPacks<scalar_t> * Pack<scalar_t>::kSize;
+  constexpr std::int64_t kBlock = kBlockLines * kStripPacks<scalar_t> * Pack<scalar_t>::kSize;
   const std::int64_t channels = slab.channels();
   for_each_run_block<scalar_t>(
       slab, kBlock, [&](std::int64_t at, std::int64_t size, std::int64_t runs) {

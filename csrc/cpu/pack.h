@@ -64,8 +64,6 @@ BNEXT_INLINE double sum_in_double(const at::vec::Vectorized<T>& v) {
 }
 
 // Whole vectors are stored past the caches where the instruction set can; elsewhere as usual.
-constexpr std::size_t kStreamAlign = 64;
-
 template <typename Vec>
 BNEXT_INLINE void stream_bytes(void* p, const Vec& value) {
 #if defined(CPU_CAPABILITY_AVX512)

@@ -24,6 +24,7 @@ constexpr std::int64_t kCacheElements = 262144;
 constexpr std::int64_t kMinLines = 128;
 // Adjacent elements of planes that a piece keeps: enough pages for the prefetchers.
 constexpr std::int64_t kMinRun = 16384;
+// And of rows, which are cut between channels only where their lines are too few.
 constexpr std::int64_t kMinRowRun = 512;
 
 // One piece of one ghost.
@@ -108,7 +109,9 @@ class Schedule {
   bool stream(const Piece& piece, std::int64_t element_size) const {
     const Slab& slab = piece.slab;
     const std::int64_t run = slab.inner <= kShortRun ? slab.length : slab.inner;
-    const auto aligned = [&](std::int64_t elements) { return elements * element_size % 64 == 0; };
+    const auto aligned = [&](std::int64_t elements) {
+      return elements * element_size % kStreamAlign == 0;
+    };
     return 4 * layout_.numel() * element_size > last_level_cache_bytes() && aligned(run) &&
            aligned(slab.stride) && aligned(piece.offset);
   }

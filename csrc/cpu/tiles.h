@@ -31,7 +31,7 @@ constexpr int kStripPacks = std::max<int>(
 constexpr std::int64_t kGroupLines = 8;
 constexpr std::int64_t kMinGroupLines = 4;
 
-// Lines of a block, whose sums are kept in acc_t before they are merged in double.
+// Lines of a block, whose sums are kept in acc_t before they are merged or added in double.
 constexpr std::int64_t kBlockLines = 64;
 
 // Near-equal blocks of about `size` lines, less than half as many more: no block of a line or two.
