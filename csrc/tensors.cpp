@@ -1,12 +1,10 @@
 #include "tensors.h"
 
-#include <ATen/ops/empty.h>
-
 namespace bnext {
 
 at::Tensor empty_acc(const at::Tensor& input, at::IntArrayRef sizes) {
   const at::ScalarType dtype = acc_type(input.scalar_type());
-  return input.is_cpu() ? empty_cpu(sizes, dtype) : at::empty(sizes, input.options().dtype(dtype));
+  return input.is_cpu() ? empty_cpu(sizes, dtype) : input.new_empty(sizes, dtype);
 }
 
 void bump_version(const at::Tensor& tensor) {
@@ -66,7 +64,7 @@ at::Tensor or_empty(const at::Tensor& grad, const at::Tensor& input) {
   if (grad.defined()) {
     return grad;
   }
-  return input.is_cpu() ? empty_cpu({0}, input.scalar_type()) : at::empty({0}, input.options());
+  return input.is_cpu() ? empty_cpu({0}, input.scalar_type()) : input.new_empty({0});
 }
 
 }  // namespace bnext

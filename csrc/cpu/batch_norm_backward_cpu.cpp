@@ -1,6 +1,4 @@
 // Backward on the CPU: the fused op, and grad_reduce and grad_apply on their own.
-#include <ATen/ops/zeros.h>
-#include <ATen/ops/zeros_like.h>
 
 #include <vector>
 
@@ -242,8 +240,8 @@ Tensor2 batch_norm_grad_reduce_cpu(
   const BatchNormCall call = check_backward(
       grad_output, input, weight, bias, output, residual, save_mean, save_mean_lo, save_invstd,
       activation);
-  const at::Tensor sum_dy = at::zeros(save_mean.sizes(), input.options().dtype(at::kDouble));
-  const at::Tensor sum_dy_xmu = at::zeros_like(sum_dy);
+  const at::Tensor sum_dy = save_mean.new_zeros(save_mean.sizes(), at::kDouble);
+  const at::Tensor sum_dy_xmu = sum_dy.new_zeros(sum_dy.sizes());
   if (input.numel() != 0) {
     const BackwardTensors tensors = backward_tensors(
         grad_output, input, weight, bias, output, residual, save_mean, save_mean_lo, save_invstd,

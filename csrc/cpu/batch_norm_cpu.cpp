@@ -1,5 +1,4 @@
 // Forward on the CPU: the fused op, and reduce and apply on their own.
-#include <ATen/ops/empty_like.h>
 
 #include <algorithm>
 #include <memory>
@@ -352,10 +351,9 @@ Tensor3 batch_norm_reduce_cpu(
     const at::Tensor& input, std::optional<std::int64_t> ghost_batch_size) {
   check_input(input);
   const std::int64_t num_ghosts = check_num_ghosts(input, to_symint(ghost_batch_size)).expect_int();
-  const auto options = input.options();
-  const at::Tensor count = at::empty({num_ghosts}, options.dtype(at::kLong));
-  const at::Tensor mean = at::empty({num_ghosts, input.size(1)}, options.dtype(at::kDouble));
-  const at::Tensor m2 = at::empty_like(mean);
+  const at::Tensor count = input.new_empty({num_ghosts}, at::kLong);
+  const at::Tensor mean = input.new_empty({num_ghosts, input.size(1)}, at::kDouble);
+  const at::Tensor m2 = mean.new_empty(mean.sizes());
   if (input.numel() == 0) {
     return {count.zero_(), mean.zero_(), m2.zero_()};
   }

@@ -1,6 +1,5 @@
 // The middle step on the CPU: triples of ghosts or of processes to statistics. All of it is
 // C-sized.
-#include <ATen/ops/empty_like.h>
 
 #include <vector>
 
@@ -61,9 +60,9 @@ Tensor3 batch_norm_merge_cpu(
     const at::Tensor& count, const at::Tensor& mean, const at::Tensor& m2) {
   check_moments(count, mean, m2);
   const Moments moments(count, mean, m2);
-  const at::Tensor merged_count = at::empty({1}, count.options());
-  const at::Tensor merged_mean = at::empty({1, moments.n_channel()}, mean.options());
-  const at::Tensor merged_m2 = at::empty({1, moments.n_channel()}, mean.options());
+  const at::Tensor merged_count = count.new_empty({1});
+  const at::Tensor merged_mean = mean.new_empty({1, moments.n_channel()});
+  const at::Tensor merged_m2 = mean.new_empty({1, moments.n_channel()});
   merged_count.mutable_data_ptr<std::int64_t>()[0] = moments.total_count();
   const auto totals = moments.merged();
   for (std::int64_t c = 0; c < moments.n_channel(); ++c) {
@@ -88,10 +87,10 @@ Tensor3 batch_norm_fold_cpu(
   TORCH_CHECK_VALUE(
       moments.total_count() != 1,
       "Expected more than 1 value per channel when training, got a total count of 1");
-  const auto options = mean.options().dtype(acc_type(dtype));
-  const at::Tensor save_mean = at::empty(mean.sizes(), options);
-  const at::Tensor save_mean_lo = at::empty(mean.sizes(), options);
-  const at::Tensor save_invstd = at::empty(mean.sizes(), options);
+  const at::ScalarType acc = acc_type(dtype);
+  const at::Tensor save_mean = mean.new_empty(mean.sizes(), acc);
+  const at::Tensor save_mean_lo = mean.new_empty(mean.sizes(), acc);
+  const at::Tensor save_invstd = mean.new_empty(mean.sizes(), acc);
   dispatch_dtype(acc_type(dtype), [&](auto tag) {
     using acc_t = AccType<decltype(tag)>;
     for (std::int64_t i = 0; i < moments.size(); ++i) {

@@ -141,11 +141,12 @@ class ColumnGradSums {
           const Strip strip{
               (begin + line) * slab.stride + first + column, group_lines, slab.stride, lanes,
               fetch_start<scalar_t>(slab, begin + line, group_lines, first + column)};
-          StripGradSums<scalar_t, packs()> sums;
+          constexpr int K = packs();
+          StripGradSums<scalar_t, K> sums;
           sums.template add_lines<Act, kDerivative>(
               args, strip, 0, strip.lines,
-              GradConstants<scalar_t, packs()>(args, PerColumn{first + column, lanes}));
-          BNEXT_UNROLL_HOST for (int k = 0; k < packs(); ++k) {
+              GradConstants<scalar_t, K>(args, PerColumn{first + column, lanes}));
+          BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
             const std::int64_t at = column + k * P::kSize;
             add_to(block_dy_ + at, sums.dy[k], lanes, fresh, line == 0);
             add_to(block_dy_xmu_ + at, sums.dy_xmu[k], lanes, fresh, line == 0);
@@ -316,8 +317,8 @@ BNEXT_KERNEL void grad_apply_slab(const GradApplyArgs<scalar_t> args, const Slab
 
 template <typename scalar_t>
 void grad_apply(const GradApplyArgs<scalar_t>& args, const Slab& slab) {
-  const bool plain =
-      args.coef_x != nullptr && args.grad_input != nullptr && args.grad_residual == nullptr;
+  const bool plain = !kFewKernels && args.coef_x != nullptr && args.grad_input != nullptr &&
+                     args.grad_residual == nullptr;
   for_each_part<scalar_t>(slab, [&](const Slab& part, std::int64_t offset, std::int64_t repeat) {
     ExpandedGradConstants<scalar_t> constants;
     Constants<AccType<scalar_t>> coef_x, coef_0;
@@ -328,7 +329,7 @@ void grad_apply(const GradApplyArgs<scalar_t>& args, const Slab& slab) {
     expanded.coef_0 = coef_0.expand(args.coef_0, part, repeat);
     dispatch_derivative(args.activation, args.derivative, [&](auto act, auto derivative) {
       if (plain) {
-        grad_apply_slab<scalar_t, decltype(act), derivative(), true>(expanded, part);
+        grad_apply_slab<scalar_t, decltype(act), derivative(), !kFewKernels>(expanded, part);
       } else {
         grad_apply_slab<scalar_t, decltype(act), derivative(), false>(expanded, part);
       }

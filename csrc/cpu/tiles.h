@@ -21,11 +21,22 @@ constexpr int kStripVecs = 4;
 constexpr int kStripVecs = 2;
 #endif
 
+// The baseline of x86-64, where a vector is a loop over its lanes to the compiler, has fewer and
+// smaller kernels: it would be compiled for longer than all other files for the CPU together.
+#if defined(__x86_64__) && !defined(CPU_CAPABILITY_AVX2) && !defined(CPU_CAPABILITY_AVX512)
+constexpr bool kFewKernels = true;
+#else
+constexpr bool kFewKernels = false;
+#endif
+
 // At least a cache line: half of one stored past the caches, and the other half later, is two
 // writes.
 template <typename scalar_t>
-constexpr int kStripPacks = std::max<int>(
-    kStripVecs / Pack<scalar_t>::kVecs, kStreamAlign / (Pack<scalar_t>::kSize * sizeof(scalar_t)));
+constexpr int kStripPacks =
+    kFewKernels ? 1
+                : std::max<int>(
+                      kStripVecs / Pack<scalar_t>::kVecs,
+                      kStreamAlign / (Pack<scalar_t>::kSize * sizeof(scalar_t)));
 
 // Lines of a strip, whose sums are added to those of the block: two levels round less than one.
 constexpr std::int64_t kGroupLines = 8;
@@ -101,8 +112,10 @@ template <typename scalar_t, int K, typename F>
 BNEXT_INLINE void for_each_column_strip(std::int64_t columns, F&& f) {
   constexpr std::int64_t kSize = Pack<scalar_t>::kSize;
   std::int64_t column = 0;
-  for (; column + K * kSize <= columns; column += K * kSize) {
-    f(Packs<K>{}, column, kSize, kSize);
+  if constexpr (K > 1) {
+    for (; column + K * kSize <= columns; column += K * kSize) {
+      f(Packs<K>{}, column, kSize, kSize);
+    }
   }
   for (; column < columns; column += kSize) {
     const std::int64_t lanes = std::min(kSize, columns);

@@ -1,5 +1,4 @@
 // Backward on CUDA: the fused op, and grad_reduce and grad_apply on their own.
-#include <ATen/ops/empty_like.h>
 
 #include "../ops.h"
 #include "tensors_cuda.h"
@@ -90,8 +89,10 @@ void backward(
   }
   if (launch.blocks == 0) {
     const bool needs_coefficients = applies && !frozen;
-    const at::Tensor coef_x = needs_coefficients ? at::empty_like(tensors.save_mean) : at::Tensor();
-    const at::Tensor coef_0 = needs_coefficients ? at::empty_like(tensors.save_mean) : at::Tensor();
+    const at::Tensor coef_x =
+        needs_coefficients ? tensors.save_mean.new_empty(tensors.save_mean.sizes()) : at::Tensor();
+    const at::Tensor coef_0 =
+        needs_coefficients ? tensors.save_mean.new_empty(tensors.save_mean.sizes()) : at::Tensor();
     outputs.coef_x = data_of<acc_t>(coef_x);
     outputs.coef_0 = data_of<acc_t>(coef_0);
     grad_reduce<scalar_t>(device, tensors, elements, outputs);
@@ -164,8 +165,8 @@ Tensor2 batch_norm_grad_reduce_cuda(
       grad_output, input, weight, bias, output, residual, save_mean, save_mean_lo, save_invstd,
       activation);
   const cuda::DeviceScope device(input);
-  const at::Tensor sum_dy = at::empty(save_mean.sizes(), input.options().dtype(at::kDouble));
-  const at::Tensor sum_dy_xmu = at::empty_like(sum_dy);
+  const at::Tensor sum_dy = save_mean.new_empty(save_mean.sizes(), at::kDouble);
+  const at::Tensor sum_dy_xmu = sum_dy.new_empty(sum_dy.sizes());
   if (input.numel() == 0) {
     return {sum_dy.zero_(), sum_dy_xmu.zero_()};
   }
@@ -216,8 +217,8 @@ Tensor2 batch_norm_grad_apply_cuda(
         const at::Tensor counts = count->contiguous();
         const at::Tensor dy = sum_dy->contiguous();
         const at::Tensor dy_xmu = sum_dy_xmu->contiguous();
-        coef_x = at::empty_like(tensors.save_mean);
-        coef_0 = at::empty_like(tensors.save_mean);
+        coef_x = tensors.save_mean.new_empty(tensors.save_mean.sizes());
+        coef_0 = tensors.save_mean.new_empty(tensors.save_mean.sizes());
         const cuda::GradFoldArgs<scalar_t> args{
             counts.const_data_ptr<std::int64_t>(),
             dy.const_data_ptr<double>(),

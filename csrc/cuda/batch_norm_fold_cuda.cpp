@@ -1,6 +1,5 @@
 // The middle step on CUDA: triples of ghosts or of processes to statistics. Counts are not checked
 // as on the CPU: that would wait for the device.
-#include <ATen/ops/empty.h>
 
 #include "../ops.h"
 #include "tensors_cuda.h"
@@ -12,9 +11,9 @@ Tensor3 batch_norm_merge_cuda(
   check_moments(count, mean, m2);
   const cuda::DeviceScope device(mean);
   const at::Tensor counts = count.contiguous(), means = mean.contiguous(), m2s = m2.contiguous();
-  const at::Tensor merged_count = at::empty({1}, count.options());
-  const at::Tensor merged_mean = at::empty({1, mean.size(1)}, mean.options());
-  const at::Tensor merged_m2 = at::empty({1, mean.size(1)}, mean.options());
+  const at::Tensor merged_count = count.new_empty({1});
+  const at::Tensor merged_mean = mean.new_empty({1, mean.size(1)});
+  const at::Tensor merged_m2 = mean.new_empty({1, mean.size(1)});
   const cuda::MergeArgs args{
       counts.const_data_ptr<std::int64_t>(),
       means.const_data_ptr<double>(),
@@ -41,10 +40,10 @@ Tensor3 batch_norm_fold_cuda(
   check_fold(count, mean, m2, running_mean, running_var, num_batches_tracked, momentum, eps, dtype);
   const cuda::DeviceScope device(mean);
   const at::Tensor counts = count.contiguous(), means = mean.contiguous(), m2s = m2.contiguous();
-  const auto options = mean.options().dtype(acc_type(dtype));
-  const at::Tensor save_mean = at::empty(mean.sizes(), options);
-  const at::Tensor save_mean_lo = at::empty(mean.sizes(), options);
-  const at::Tensor save_invstd = at::empty(mean.sizes(), options);
+  const at::ScalarType acc = acc_type(dtype);
+  const at::Tensor save_mean = mean.new_empty(mean.sizes(), acc);
+  const at::Tensor save_mean_lo = mean.new_empty(mean.sizes(), acc);
+  const at::Tensor save_invstd = mean.new_empty(mean.sizes(), acc);
   const at::Tensor counters = device.counters(1);
   cuda::dispatch_dtype(dtype, [&](auto tag) {
     using scalar_t = decltype(tag);

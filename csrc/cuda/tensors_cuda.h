@@ -2,7 +2,6 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 
 #include <initializer_list>
 
@@ -103,7 +102,7 @@ struct LaunchMemory {
       bool on_chip,
       bool merges_ghosts) {
     const WorkspaceSize size = workspace_size(launch, on_chip, merges_ghosts);
-    doubles = at::empty({size.doubles}, input.options().dtype(at::kDouble));
+    doubles = input.new_empty({size.doubles}, at::kDouble);
     counters = device.counters(size.counters);
     const WorkspacePointers pointers{
         doubles.mutable_data_ptr<double>(),
