@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -154,11 +154,19 @@ def inputs_for(cell: Cell, mode: str) -> Inputs:
     return make_inputs(cell.shape, cell.layout, getattr(torch, cell.dtype), mode)
 
 
-def loops(cell: Cell, run: str, mode: str, compiled: bool = False) -> dict[str, Loop]:
-    """Every variant that applies; ``compiled`` is left out unless asked for."""
+def loops(
+    cell: Cell,
+    run: str,
+    mode: str,
+    compiled: bool = False,
+    variants: Collection[str] | None = None,
+) -> dict[str, Loop]:
+    """Every variant that applies, or those of ``variants``; ``compiled`` only if asked for."""
     inputs = inputs_for(cell, mode)
     built = {
-        name: build(inputs) for name, build in PEERS[run].items() if compiled or name != "compiled"
+        name: build(inputs)
+        for name, build in PEERS[run].items()
+        if (compiled or name != "compiled") and (variants is None or name in variants)
     }
     return {name: loop for name, loop in built.items() if loop is not None}
 

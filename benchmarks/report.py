@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from benchmarks.grid import DTYPES, RUNS
 from benchmarks.results import Measurement, Results
@@ -24,9 +25,13 @@ COLORS = {
 }
 
 
-def _table(heading: list[str], rows: list[list[str]]) -> list[str]:
+def table(heading: list[str], rows: list[list[str]]) -> list[str]:
     lines = [heading, ["---"] * len(heading), *rows]
     return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def machine_line(machine: Mapping[str, Any]) -> str:
+    return f"Machine: {', '.join(f'{key} {value}' for key, value in machine.items())}."
 
 
 def _where(verdict: Verdict) -> str:
@@ -88,7 +93,7 @@ def _detail(results: Results, run: str, mode: str) -> Iterator[str]:
         cells.append(f"{_gb_per_s(m, 'copy'):.1f}")
         cells += [str(paired[name]) if name in paired else "" for name in names]
         rows.append([*cells, f"{m.disturbed:.0%}"])
-    yield from _table(heading, rows)
+    yield from table(heading, rows)
 
 
 def _missing(results: Results) -> list[str]:
@@ -99,12 +104,11 @@ def _missing(results: Results) -> list[str]:
          f"{v.measurement.disturbed:.0%}"]
         for v in failed
     ]  # fmt: skip
-    return _table(["target", "where", "value", "limit", "disturbed"], rows)
+    return table(["target", "where", "value", "limit", "disturbed"], rows)
 
 
 def markdown(results: Results) -> str:
     """Targets, what misses them, and every measurement."""
-    facts = ", ".join(f"{key} {value}" for key, value in results.machine.items())
     disturbed = statistics.mean(m.disturbed for m in results.measurements)
     lines = [
         "# Benchmarks: BatchNorm + ReLU",
@@ -114,13 +118,14 @@ def markdown(results: Results) -> str:
         "fresh outputs (oneDNN: without autograd); *kernel*: the ops alone, outputs reused. GB/s "
         "are of the bytes that must move where no cache helps.",
         "",
-        f"Machine: {facts}. Other programs took a core in {disturbed:.0%} of the samples.",
+        machine_line(results.machine)
+        + f" Other programs took a core in {disturbed:.0%} of the samples.",
         "",
         "![Times in units of copy](results.png)",
         "",
         "## Targets",
         "",
-        *_table(TARGET_HEADING, target_rows(results)),
+        *table(TARGET_HEADING, target_rows(results)),
     ]
     for run, modes in RUNS.items():
         for mode in modes:

@@ -30,10 +30,17 @@ def _faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
-def measure(cell: Cell, run: str, mode: str, seconds: float, compiled: bool = False) -> Measurement:
-    """In this process, as its malloc is set."""
+def measure(
+    cell: Cell,
+    run: str,
+    mode: str,
+    seconds: float,
+    compiled: bool = False,
+    variants: Sequence[str] | None = None,
+) -> Measurement:
+    """In this process, as its malloc is set. ``variants``: these alone, ``copy`` among them."""
     torch.set_num_threads(cell.threads)
-    loops = peers.loops(cell, run, mode, compiled)
+    loops = peers.loops(cell, run, mode, compiled, variants)
     with torch.set_grad_enabled(run == "whole"):
         for loop in loops.values():
             loop(1)
@@ -58,7 +65,12 @@ def measure(cell: Cell, run: str, mode: str, seconds: float, compiled: bool = Fa
 
 
 def spawn(
-    run: str, cells: Sequence[Cell], seconds: float, compiled: str, prefix: Sequence[str] = ()
+    run: str,
+    cells: Sequence[Cell],
+    seconds: float,
+    compiled: str,
+    prefix: Sequence[str] = (),
+    variants: Sequence[str] | None = None,
 ) -> Iterator[Measurement]:
     """The measurements of a child process, as they come.
 
@@ -69,7 +81,7 @@ def spawn(
     environment = {**CALM, **os.environ}
     if run == "kernel":
         environment |= KEEP_MEMORY
-    plan = {"run": run, "seconds": seconds, "compiled": compiled,
+    plan = {"run": run, "seconds": seconds, "compiled": compiled, "variants": variants,
             "cells": [vars(cell) for cell in cells]}  # fmt: skip
     child = subprocess.Popen(
         [*prefix, sys.executable, "-m", "benchmarks.worker"],
@@ -103,7 +115,8 @@ def main() -> None:
             plan["compiled"] == "some"
             and (mode, cell.threads, cell.dtype) == ("forward_backward", most_threads, "float32")
         )
-        print(json.dumps(to_json(measure(cell, plan["run"], mode, share, compiled))), flush=True)
+        found = measure(cell, plan["run"], mode, share, compiled, plan["variants"])
+        print(json.dumps(to_json(found)), flush=True)
 
 
 if __name__ == "__main__":

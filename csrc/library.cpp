@@ -103,6 +103,19 @@ TORCH_LIBRARY_IMPL(bnext, CPU, m) {
   m.impl("batch_norm_grad_apply", &batch_norm_grad_apply_cpu);
 }
 
+#ifdef BNEXT_WITH_CUDA
+TORCH_LIBRARY_IMPL(bnext, CUDA, m) {
+  m.impl("batch_norm", &batch_norm_cuda);
+  m.impl("batch_norm_backward", &batch_norm_backward_cuda);
+  m.impl("batch_norm_reduce", &batch_norm_reduce_cuda);
+  m.impl("batch_norm_merge", &batch_norm_merge_cuda);
+  m.impl("batch_norm_fold", &batch_norm_fold_cuda);
+  m.impl("batch_norm_apply", &batch_norm_apply_cuda);
+  m.impl("batch_norm_grad_reduce", &batch_norm_grad_reduce_cuda);
+  m.impl("batch_norm_grad_apply", &batch_norm_grad_apply_cuda);
+}
+#endif
+
 TORCH_LIBRARY_IMPL(bnext, CompositeExplicitAutograd, m) {
   for (const char* op :
        {"batch_norm", "batch_norm_backward", "batch_norm_reduce", "batch_norm_merge",

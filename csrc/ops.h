@@ -1,4 +1,4 @@
-// The ops of each backend, as library.cpp and cuda/ops_cuda.cpp register them; docs/ops.md
+// The ops of each backend, as library.cpp and meta.cpp register them; docs/ops.md
 // documents each.
 #pragma once
 

@@ -17,7 +17,7 @@ FEW = ("-DBNEXT_FEW_KERNELS",)
 QUIET = ("-Wno-unknown-pragmas", "-Wno-maybe-uninitialized", "-Wno-unused")
 VARIANTS = {
     "plain": (),
-    "address": (*simt_build.ADDRESS, "-O0"),
+    "address": tuple(simt_build.ADDRESS),
     "thread": tuple(simt_build.THREAD),
 }
 
