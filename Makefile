@@ -7,6 +7,8 @@ TORCH ?= torch==2.14.1
 WORKERS ?= auto
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# What is imported is compiled then: 25 s less than all of torch ahead.
+INSTALL := $(PIP) install -q --no-compile
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh') \
   setup.py tools/cuda_build.py pyproject.toml
 
@@ -16,7 +18,7 @@ export OMP_WAIT_POLICY ?= passive
 # The grid of benchmarks/grid.py: BENCH=--quick for a look, BENCH='--compare old.json' after a change.
 BENCH ?=
 
-.PHONY: demo test bench lint format accuracy sass gpu clean
+.PHONY: demo test bench models scaling lint format accuracy sass gpu clean
 
 demo: $(VENV)/built
 	$(BIN)/python -m bnext demo --output demo.png
@@ -28,6 +30,14 @@ test: $(VENV)/built
 # docs/bench/: times beside eager, torch.compile, oneDNN and a copy, against the targets; 15 minutes.
 bench: $(VENV)/built
 	$(BIN)/python -m benchmarks.suite $(BENCH)
+
+# docs/bench/models.md: training steps of ResNet-18, MobileNetV2 and a tabular network.
+models: $(VENV)/built
+	$(BIN)/python -m benchmarks.models
+
+# docs/bench/scaling.md: the kernels from 1 MiB to 1 GiB; 7 GiB of memory.
+scaling: $(VENV)/built
+	$(BIN)/python -m benchmarks.scaling
 
 # The table of README.md: running_var and outputs of bnext and PyTorch against float64.
 accuracy: $(VENV)/built
@@ -41,7 +51,7 @@ sass: $(VENV)/built
 # it is installed, and the benchmarks.
 gpu: $(VENV)/requirements
 	arch=$$($(BIN)/python -m tools.gpu_report --arch) && \
-	  TORCH_CUDA_ARCH_LIST=$$arch $(PIP) install -q --no-build-isolation --no-deps -e .
+	  TORCH_CUDA_ARCH_LIST=$$arch $(INSTALL) --no-build-isolation --no-deps -e .
 	$(BIN)/python -m tools.gpu_report
 
 lint: $(VENV)/built
@@ -59,13 +69,13 @@ format: $(VENV)/built
 # CUDA build of torch, nvcc too.
 $(VENV)/requirements: pyproject.toml tools/extras.py
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -q "$(TORCH)" numpy
-	$(PIP) install -q "$(TORCH)" $$($(BIN)/python tools/extras.py build test bench cli demo dev \
+	$(INSTALL) "$(TORCH)" numpy
+	$(INSTALL) "$(TORCH)" $$($(BIN)/python tools/extras.py build test bench cli demo dev \
 	  $$($(BIN)/python -c 'import torch; print("cuda" if torch.version.cuda else "")'))
 	touch $@
 
 $(VENV)/built: $(VENV)/requirements $(SOURCES)
-	$(PIP) install -q --no-build-isolation --no-deps -e .
+	$(INSTALL) --no-build-isolation --no-deps -e .
 	touch $@
 
 clean:

@@ -122,6 +122,7 @@ def _rewrite(model: nn.Module, layer: Callable[[nn.Module, Pair], nn.Module]) ->
         for node in (pair.relu, pair.add, pair.norm):
             if node is not None:
                 graph.graph.erase_node(node)
+    graph.delete_all_unused_submodules()
     graph.recompile()
     return graph
 
@@ -132,7 +133,7 @@ def fused(model: nn.Module) -> fx.GraphModule:
         act = getattr(bnext, f"BatchNorm{'Act' if pair.relu else ''}{rank}")
         new: nn.Module = act(norm.num_features, norm.eps, norm.momentum)
         new.load_state_dict(norm.state_dict())
-        return new
+        return new.to(norm.weight)
 
     return _rewrite(model, layer)
 

@@ -28,8 +28,8 @@ template <typename acc_t>
 BNEXT_HD inline ChannelStats<acc_t> channel_stats(const Welford<double>& welford, double eps) {
   ChannelStats<acc_t> stats;
   stats.mean = static_cast<acc_t>(welford.mean);
-  const double rest = welford.mean - static_cast<double>(stats.mean);
-  stats.mean_lo = static_cast<acc_t>(Math<double>::where_nan(rest, 0.0, rest));  // inf - inf
+  const auto rest = static_cast<acc_t>(welford.mean - static_cast<double>(stats.mean));
+  stats.mean_lo = Math<acc_t>::where_nan(rest, acc_t(0), rest);  // inf - inf
   stats.invstd = inverse_std<acc_t>(welford.biased_variance(), eps);
   return stats;
 }

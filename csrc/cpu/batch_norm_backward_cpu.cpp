@@ -101,15 +101,14 @@ class BackwardSteps {
         totals[c].add(totals[p * n_channel + c]);
       }
     }
-    for (std::int64_t c = channels.begin; c < channels.end; ++c) {
-      GradSums& total = totals[c];
-      const std::int64_t i = ghost * n_channel + c;
-      total.subtract_mean_lo(mean_lo_[i]);
-      if (sums_.sum_dy != nullptr) {
-        sums_.sum_dy[i] = total.sum_dy;
-        sums_.sum_dy_xmu[i] = total.sum_dy_xmu;
-      }
-      group_sums_[group * n_channel + c].add({total.sum_dy, total.sum_dy_xmu * invstd_[i]});
+    const std::int64_t first = ghost * n_channel + channels.begin;
+    kernel_table().of<scalar_t>().grad_fold(
+        {totals + channels.begin, &group_sums_[group * n_channel + channels.begin],
+         mean_lo_ + first, invstd_ + first},
+        channels.size());
+    for (std::int64_t c = channels.begin; sums_.sum_dy != nullptr && c < channels.end; ++c) {
+      sums_.sum_dy[ghost * n_channel + c] = totals[c].sum_dy;
+      sums_.sum_dy_xmu[ghost * n_channel + c] = totals[c].sum_dy_xmu;
     }
     set_coefficients(ghost, channels, schedule_.count(ghost), scratch);
   }

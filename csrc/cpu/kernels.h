@@ -144,6 +144,16 @@ struct ConstantsArgs {
   acc_t* shift;
 };
 
+// Sums about mean_hi become sums about the mean, and join those of a group of ghosts, whose
+// sum_dy_xmu are in units of the standard deviation.
+template <typename acc_t>
+struct GradFoldArgs {
+  GradSums* sums;
+  GradSums* group;
+  const acc_t* mean_lo;
+  const acc_t* invstd;
+};
+
 template <typename acc_t>
 struct CoefficientsArgs {
   const GradSums* sums;
@@ -165,6 +175,7 @@ struct Kernels {
   void (*merge)(MergeArgs, std::int64_t n_channel);
   void (*statistics)(StatisticsArgs<acc_t>, std::int64_t n_channel);
   void (*constants)(ConstantsArgs<acc_t>, std::int64_t n_channel);
+  void (*grad_fold)(GradFoldArgs<acc_t>, std::int64_t n_channel);
   void (*coefficients)(CoefficientsArgs<acc_t>, std::int64_t n_channel);
 };
 

@@ -160,6 +160,13 @@ class ColumnGradSums {
     }
   }
 
+  // Each column is a channel.
+  void add_columns_to(GradSums* __restrict out, std::int64_t columns) const {
+    for (std::int64_t i = 0; i < columns; ++i) {
+      out[i].add({sum_dy_[i], sum_dy_xmu_[i]});
+    }
+  }
+
   // Of the channel whose `inner` columns start at `column`, and again every `period` columns.
   GradSums channel(
       std::int64_t column, std::int64_t inner, std::int64_t period, std::int64_t columns) const {
@@ -189,6 +196,10 @@ void grad_reduce_columns(
     const std::int64_t columns = std::min(tile, slab.length - begin);
     sums.template reduce<Act, kDerivative>(args, slab, begin, columns);
     GradSums* out = args.sums + begin / slab.inner;
+    if (slab.inner == 1 && repeat == 1) {
+      sums.add_columns_to(out, columns);
+      continue;
+    }
     for (std::int64_t column = 0; column < std::min(columns, period); column += slab.inner) {
       (out++)->add(sums.channel(column, slab.inner, period, columns));
     }

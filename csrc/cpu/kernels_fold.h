@@ -47,6 +47,16 @@ void constants(const ConstantsArgs<AccType<scalar_t>> args, std::int64_t n_chann
 }
 
 template <typename scalar_t>
+void grad_fold(const GradFoldArgs<AccType<scalar_t>> args, std::int64_t n_channel) {
+  GradSums* __restrict sums = args.sums;
+  GradSums* __restrict group = args.group;
+  for (std::int64_t c = 0; c < n_channel; ++c) {
+    sums[c].subtract_mean_lo(args.mean_lo[c]);
+    group[c].add({sums[c].sum_dy, sums[c].sum_dy_xmu * args.invstd[c]});
+  }
+}
+
+template <typename scalar_t>
 void coefficients(const CoefficientsArgs<AccType<scalar_t>> args, std::int64_t n_channel) {
   using acc_t = AccType<scalar_t>;
   acc_t* __restrict coef_x = args.coef_x;

@@ -11,8 +11,8 @@ namespace {
 
 template <typename scalar_t>
 constexpr Kernels<scalar_t> kernels_of = {
-    reduce<scalar_t>,     apply<scalar_t>,     grad_reduce<scalar_t>, grad_apply<scalar_t>, merge,
-    statistics<scalar_t>, constants<scalar_t>, coefficients<scalar_t>};
+    reduce<scalar_t>,     apply<scalar_t>,     grad_reduce<scalar_t>, grad_apply<scalar_t>,  merge,
+    statistics<scalar_t>, constants<scalar_t>, grad_fold<scalar_t>,   coefficients<scalar_t>};
 
 constexpr KernelTable kTable = {
     kernels_of<float>, kernels_of<double>, kernels_of<c10::Half>, kernels_of<c10::BFloat16>};
