@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 # Turing to Blackwell, as torch's own CUDA 13 wheels. The machine code of several architectures is
-# made from one PTX, which halves the time of the build: the kernels use nothing that Ampere has not,
-# and of that only conversions to bfloat16 are missing on Turing. The last PTX is kept for what comes
-# after all of them.
+# made from one PTX, which halves the time of the build: the kernels use nothing that Ampere has
+# not, and of that only conversions to bfloat16 are missing on Turing. The last PTX is kept for what
+# comes after all of them.
 DEFAULT_ARCHS = {"75": ("75",), "80": ("80", "86", "89", "90", "100", "120", "PTX")}
 
 
