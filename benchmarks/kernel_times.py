@@ -7,8 +7,6 @@ machine most of the others were interrupted. Threads are bound to cores, else tw
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from typing import Annotated
 
@@ -16,11 +14,9 @@ import torch
 import typer
 
 import bnext
-from benchmarks.environment import CALM, KEEP_MEMORY
+from benchmarks.environment import CALM, KEEP_MEMORY, restart_with
 from benchmarks.grid import SHAPES
 from bnext.bench import make_inputs
-
-ENVIRONMENT = CALM | KEEP_MEMORY
 
 
 def times(
@@ -71,9 +67,7 @@ def main(
     seconds: Annotated[float, typer.Option(help="Per shape.")] = 1.0,
 ) -> None:
     """Print microseconds, and in brackets multiples of a copy."""
-    if not ENVIRONMENT.items() <= os.environ.items():
-        command = [sys.executable, "-m", "benchmarks.kernel_times", *sys.argv[1:]]
-        os.execve(sys.executable, command, {**os.environ, **ENVIRONMENT})
+    restart_with(CALM | KEEP_MEMORY, "benchmarks.kernel_times")
     torch.set_num_threads(threads)
     print(f"{dtype}, {threads} thread(s), {bnext.config.build_info()['isa']}")
     with torch.no_grad():

@@ -1,7 +1,7 @@
 """``python -m benchmarks.models``: a training step of whole networks, and batch norm's share of it.
 
 Each network runs as it is (eager), with every BatchNorm + ReLU pair (+ residual) replaced by one
-layer of bnext, compiled, and *bare*: without its normalisation and the activations behind it. What
+layer of bnext, compiled, and *bare*: without its norms and the ReLUs of these pairs. What
 a variant takes beyond the bare network is the price of batch norm and activation in it.
 """
 
@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 import bnext
 from benchmarks import results
+from benchmarks.environment import CALM, restart_with
 from benchmarks.report import machine_line, table
 from bnext.timing import Clock, Loop, Rounds, interleave, ratio, repeat
 
@@ -210,6 +211,7 @@ def main(
     compiled: Annotated[bool, typer.Option(help="Also by torch.compile.")] = True,
 ) -> None:
     """Measure, print the table and write it down."""
+    restart_with(CALM, "benchmarks.models")
     torch.set_num_threads(threads)
     rows, raw = [], {}
     for name, network in track(NETWORKS.items(), console=Console(stderr=True)):
@@ -220,9 +222,9 @@ def main(
         rounds = interleave(loops, seconds, Clock())
         raw[name] = asdict(rounds) | {"shape": network.shape}
         rows.append(row(f"{name} {network.shape}", rounds))
-    machine = results.machine() | {"threads": threads}
+    machine = results.machine() | results.thread_settings() | {"threads": threads}
     output.mkdir(parents=True, exist_ok=True)
-    (output / "models.json").write_text(json.dumps({"machine": machine, "models": raw}, indent=1))
+    (output / "models.json").write_text(json.dumps({"machine": machine, "models": raw}))
     lines = ["# Training steps of networks", "", machine_line(machine), ""]
     lines += table(list(HEADING[: len(rows[0])]), rows)
     lines += ["", "Written by `python -m benchmarks.models`; quartiles in brackets."]

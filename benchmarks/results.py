@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 import bnext
+from benchmarks.environment import settings
 from benchmarks.grid import Cell, last_level_cache_bytes
 from benchmarks.peers import OURS
 from bnext.timing import Rounds, Spread, ratio, spread
@@ -113,6 +114,11 @@ def machine() -> dict[str, Any]:
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
         "load": round(os.getloadavg()[0], 1),
     }
+
+
+def thread_settings() -> dict[str, str]:
+    """Of the processes that measure; what :func:`machine` tells is of this one."""
+    return {key.lower(): value for key, value in settings().items()}
 
 
 def _spread_to_json(value: Spread) -> list[float]:

@@ -78,7 +78,7 @@ def main(
     found = list(
         track(measuring, total=len(grid) * len(RUNS["kernel"]), console=Console(stderr=True))
     )
-    machine = results.machine()
+    machine = results.machine() | results.thread_settings()
     output.mkdir(parents=True, exist_ok=True)
     results.save(results.Results(machine, found), output / "scaling.json")
     lines = ["# From 1 MiB to 1 GiB", "", machine_line(machine), ""]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +14,6 @@ from rich.table import Table
 
 from benchmarks import compare as comparison
 from benchmarks import onednn, report, results
-from benchmarks.environment import CALM
 from benchmarks.grid import RUNS, THREADS, Cell, cells
 from benchmarks.worker import spawn
 
@@ -32,7 +30,7 @@ def _measure(
     console: Console,
 ) -> results.Results:
     """Saved to ``path`` after each child: a long run that is cut off leaves what it has."""
-    machine = results.machine() | {key.lower(): os.environ.get(key, CALM[key]) for key in CALM}
+    machine = results.machine() | results.thread_settings()
     order = {cell: i for i, cell in enumerate(grid)}
     found: list[results.Measurement] = []
     with Progress(console=console) as progress:

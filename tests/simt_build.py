@@ -111,6 +111,7 @@ def program(
     executor: Sequence[Path] | None = None,
 ) -> Path:
     """A C++ program of kernels and their launches, linked with the executor."""
+    # Compiled for longer than they run.
     parts = objects(name, sources, ["-O0", *flags], headers)
     parts += executor_objects() if executor is None else executor
     sanitizers = [flag for flag in flags if flag.startswith("-fsanitize")]

@@ -1,5 +1,4 @@
 // Backward on the CPU: the fused op, and grad_reduce and grad_apply on their own.
-
 #include <vector>
 
 #include "../ops.h"

@@ -1,5 +1,4 @@
 // Forward on the CPU: the fused op, and reduce and apply on their own.
-
 #include <algorithm>
 #include <memory>
 #include <vector>

@@ -1,6 +1,5 @@
 // The middle step on the CPU: triples of ghosts or of processes to statistics. All of it is
 // C-sized.
-
 #include <vector>
 
 #include "../ops.h"
@@ -91,7 +90,7 @@ Tensor3 batch_norm_fold_cpu(
   const at::Tensor save_mean = mean.new_empty(mean.sizes(), acc);
   const at::Tensor save_mean_lo = mean.new_empty(mean.sizes(), acc);
   const at::Tensor save_invstd = mean.new_empty(mean.sizes(), acc);
-  dispatch_dtype(acc_type(dtype), [&](auto tag) {
+  dispatch_dtype(acc, [&](auto tag) {
     using acc_t = AccType<decltype(tag)>;
     for (std::int64_t i = 0; i < moments.size(); ++i) {
       for (std::int64_t c = 0; c < moments.n_channel(); ++c) {

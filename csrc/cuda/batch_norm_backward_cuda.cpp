@@ -1,5 +1,4 @@
 // Backward on CUDA: the fused op, and grad_reduce and grad_apply on their own.
-
 #include "../ops.h"
 #include "tensors_cuda.h"
 

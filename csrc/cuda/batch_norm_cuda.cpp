@@ -1,5 +1,4 @@
 // Forward on CUDA: the fused op, and reduce and apply on their own.
-
 #include "../ops.h"
 #include "tensors_cuda.h"
 

@@ -1,6 +1,5 @@
 // The middle step on CUDA: triples of ghosts or of processes to statistics. Counts are not checked
 // as on the CPU: that would wait for the device.
-
 #include "../ops.h"
 #include "tensors_cuda.h"
 
