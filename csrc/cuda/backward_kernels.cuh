@@ -246,12 +246,20 @@ class GradApplyVisitor {
     BNEXT_UNROLL
     for (int u = 0; u < n; ++u) {
       acc_t dy[kWidth], x[kWidth];
-      inputs_.derive(group, u, dy, x);
-      if (wants_residual_) {
-        store_raw(grad_residual_ + (first + u) * step, pack<scalar_t, kWidth>(dy));
+      if constexpr (kFusion == Fusion::kRelu) {
+        unpack(group.dy[u], dy);
+        unpack(group.x[u], x);
+        relu_grad_input(dy, x, inputs_.constants);
+      } else {
+        inputs_.derive(group, u, dy, x);
+        if (wants_residual_) {
+          store_raw(grad_residual_ + (first + u) * step, pack<scalar_t, kWidth>(dy));
+        }
+        if (wants_input_) {
+          to_grad_input(dy, x);
+        }
       }
       if (wants_input_) {
-        to_grad_input(dy, x);
         store_raw(grad_input_ + (first + u) * step, pack<scalar_t, kWidth>(x));
       }
     }

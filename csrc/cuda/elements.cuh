@@ -116,6 +116,24 @@ __device__ __forceinline__ void derive_vector(
   }
 }
 
+// In place: x to grad_input. What derive_vector and grad_input give for a ReLU without a residual,
+// an instruction less per element: where the derivative is 0, the product with dy is left out.
+template <int kLanes, int kVec, typename acc_t>
+__device__ __forceinline__ void relu_grad_input(
+    const acc_t (&grad_output)[kVec],
+    acc_t (&x)[kVec],
+    const BackwardLanes<acc_t, kLanes>& constants) {
+  using Op = Math<acc_t>;
+  BNEXT_UNROLL
+  for (int k = 0; k < kVec; ++k) {
+    const acc_t scale = lane(constants.scale, k);
+    const acc_t xmu = x[k] - lane(constants.mean, k);
+    const acc_t z = normalize_centred(xmu, scale, lane(constants.shift, k));
+    const acc_t rest = Op::fmadd(xmu, lane(constants.coef_x, k), lane(constants.coef_0, k));
+    x[k] = Op::where_le_zero(z, rest, Op::fmadd(grad_output[k], scale, rest));
+  }
+}
+
 // Whether a backward kernel reads `extra`.
 template <Fusion kFusion, typename scalar_t>
 __device__ __forceinline__ bool reads_extra(const BackwardElements<scalar_t>& elements) {

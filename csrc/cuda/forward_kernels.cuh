@@ -20,14 +20,17 @@ struct Work {
   }
 };
 
+// Fewer where eight channels a thread leave no registers for more, beside what a kernel on chip
+// keeps of its work.
+template <bool kRows, int kVec, typename index_t, bool kCached>
+constexpr int kAtOnceFor = kCached && kRows && kVec == 8 ? kUnroll / 2 : kUnrollFor<index_t>;
+
 // Loads vectors for the moments, and keeps a copy in shared memory where there is a cache.
 template <typename scalar_t, bool kRows, int kVec, typename index_t, bool kCached>
 class ReduceVisitor {
  public:
   static constexpr int kGroupsPerBlock = cuda::kGroupsPerBlock<scalar_t>;
-  // Fewer where eight channels a thread leave no registers for more, beside what a kernel on chip
-  // keeps of its work.
-  static constexpr int kAtOnce = kCached && kRows && kVec == 8 ? kUnroll / 2 : kUnrollFor<index_t>;
+  static constexpr int kAtOnce = kAtOnceFor<kRows, kVec, index_t, kCached>;
 
   __device__ __forceinline__ ReduceVisitor(const scalar_t* piece, scalar_t* cache)
       : piece_(piece), cache_(cache) {}
@@ -106,7 +109,7 @@ class ApplyVisitor {
 
  public:
   static constexpr int kGroupsPerBlock = 1;
-  static constexpr int kAtOnce = kUnrollFor<index_t>;
+  static constexpr int kAtOnce = kAtOnceFor<kRows, kVec, index_t, kCached>;
 
   __device__ __forceinline__
   ApplyVisitor(const ForwardElements<scalar_t>& elements, const Piece& piece, const scalar_t* cache)

@@ -344,9 +344,35 @@ void run_all() {
   Run<scalar_t, kRows>{team}.on_chip(/*team=*/true);
 }
 
+struct RoundArgs {
+  unsigned low, high;
+  unsigned *found, *expected;
+};
+
+__global__ void round_kernel(const __grid_constant__ RoundArgs args) {
+  const unsigned upper = blockIdx.x * blockDim.x + threadIdx.x;
+  const float a = __uint_as_float(upper << 16 | args.low);
+  const float b = __uint_as_float(upper << 16 | args.high);
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(a, b);
+  args.found[upper] = round_to_bfloat16_pair(a, b);
+  std::memcpy(args.expected + upper, static_cast<const void*>(&pair), sizeof(pair));
+}
+
+// Every upper half of a float, with lower halves that round it down, up and to even.
+void check_rounding() {
+  constexpr unsigned kUppers = 1u << 16;
+  const unsigned lowers[][2] = {{0, 0x7fff}, {0x8000, 0x8001}, {0xffff, 1}};
+  for (const auto& [low, high] : lowers) {
+    const Array<unsigned> found(kUppers), expected(kUppers);
+    start_threads(&round_kernel, RoundArgs{low, high, found.data, expected.data}, kUppers, "round");
+    check(found.host() == expected.host(), "rounding to bfloat16");
+  }
+}
+
 }  // namespace
 
 int main() {
+  check_rounding();
   run_all<float, true>();
   run_all<float, false>();
   run_all<__half, true>();

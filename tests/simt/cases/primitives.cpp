@@ -297,6 +297,7 @@ void intrinsics() {
   check(__popc(0xf0fu) == 8 && __ffs(8) == 4 && __ffs(0) == 0 && __clz(1) == 31, "bits");
   check(__umulhi(0x80000000u, 6) == 3 && __mul24(-3, 5) == -15, "products");
   check(__float_as_uint(1.0f) == 0x3f800000u && __uint_as_float(0x40000000u) == 2.0f, "bits");
+  check(__byte_perm(0x33221100u, 0x77665544u, 0x7632) == 0x77663322u, "bytes");
   check(__fmaf_rn(2, 3, 4) == 10 && __frcp_rn(4) == 0.25f && rsqrtf(4) == 0.5f, "float");
   check(max(2u, 3u) == 3 && min(-1, 2) == -1 && max(__int_as_float(-1), 1.0f) == 1, "min, max");
 }

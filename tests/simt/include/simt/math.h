@@ -20,6 +20,17 @@ SIMT_MATH float __uint_as_float(unsigned x) {
 SIMT_MATH float __int_as_float(int x) {
   return std::bit_cast<float>(x);
 }
+// Bytes of b:a (a is the lower word), each picked by a digit of the selector. The digits' highest
+// bit, which copies a sign, is not modelled.
+SIMT_MATH unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
+  const std::uint64_t both = std::uint64_t(b) << 32 | a;
+  unsigned bytes = 0;
+  for (int i = 0; i < 4; ++i) {
+    const unsigned picked = selector >> (4 * i) & 7;
+    bytes |= (static_cast<unsigned>(both >> (8 * picked)) & 0xffu) << (8 * i);
+  }
+  return bytes;
+}
 SIMT_MATH long long __double_as_longlong(double x) {
   return std::bit_cast<long long>(x);
 }
