@@ -2,6 +2,7 @@
 // derivative. docs/ops.md documents each op; bnext/autograd.py differentiates batch_norm.
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/enum_tag.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/library.h>
 
@@ -56,38 +57,49 @@ void refuse_backend(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::j
 }  // namespace
 
 TORCH_LIBRARY(bnext, m) {
+  // The ops take every dense layout, and their meta kernels tell the outputs'. Without the tag
+  // inductor copies into the layout that was traced, and out of it again.
+  const std::vector<at::Tag> tags{at::Tag::flexible_layout, at::Tag::pt2_compliant_tag};
   m.def(
       "batch_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
       "Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, Tensor? residual, bool training, "
       "float? momentum, float eps, str? activation, SymInt? ghost_batch_size) "
-      "-> (Tensor output, Tensor save_mean, Tensor save_mean_lo, Tensor save_invstd)");
+      "-> (Tensor output, Tensor save_mean, Tensor save_mean_lo, Tensor save_invstd)",
+      tags);
   m.def(
       "batch_norm_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, "
       "Tensor? output, Tensor? residual, Tensor save_mean, Tensor save_mean_lo, "
       "Tensor save_invstd, bool training, str? activation, bool[2] output_mask) "
-      "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)");
+      "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)",
+      tags);
   m.def(
       "batch_norm_reduce(Tensor input, SymInt? ghost_batch_size=None) "
-      "-> (Tensor count, Tensor mean, Tensor m2)");
+      "-> (Tensor count, Tensor mean, Tensor m2)",
+      tags);
   m.def(
       "batch_norm_merge(Tensor count, Tensor mean, Tensor m2) "
-      "-> (Tensor count, Tensor mean, Tensor m2)");
+      "-> (Tensor count, Tensor mean, Tensor m2)",
+      tags);
   m.def(
       "batch_norm_fold(Tensor count, Tensor mean, Tensor m2, Tensor(a!)? running_mean, "
       "Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, float? momentum, float eps, "
-      "ScalarType dtype) -> (Tensor save_mean, Tensor save_mean_lo, Tensor save_invstd)");
+      "ScalarType dtype) -> (Tensor save_mean, Tensor save_mean_lo, Tensor save_invstd)",
+      tags);
   m.def(
       "batch_norm_apply(Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, "
-      "Tensor save_mean, Tensor save_mean_lo, Tensor save_invstd, str? activation) -> Tensor");
+      "Tensor save_mean, Tensor save_mean_lo, Tensor save_invstd, str? activation) -> Tensor",
+      tags);
   m.def(
       "batch_norm_grad_reduce(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, "
       "Tensor? output, Tensor? residual, Tensor save_mean, Tensor save_mean_lo, "
-      "Tensor save_invstd, str? activation) -> (Tensor sum_dy, Tensor sum_dy_xmu)");
+      "Tensor save_invstd, str? activation) -> (Tensor sum_dy, Tensor sum_dy_xmu)",
+      tags);
   m.def(
       "batch_norm_grad_apply(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, "
       "Tensor? output, Tensor? residual, Tensor save_mean, Tensor save_mean_lo, "
       "Tensor save_invstd, Tensor? count, Tensor? sum_dy, Tensor? sum_dy_xmu, str? activation, "
-      "bool[2] output_mask) -> (Tensor grad_input, Tensor grad_residual)");
+      "bool[2] output_mask) -> (Tensor grad_input, Tensor grad_residual)",
+      tags);
   m.def("cpu_isa() -> str", &cpu_isa);
   m.def("cpu_isas() -> str[]", &cpu_isas);
 }

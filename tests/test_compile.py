@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections import Counter
 from collections.abc import Iterator
 
@@ -11,6 +12,7 @@ import torch
 from graphs import recording_backend
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._inductor.utils import run_and_get_code
 
 import bnext
 
@@ -138,6 +140,19 @@ def test_inductor(options: dict) -> None:
     assert_same_steps(eager, compiled, exact=False, backend="inductor", steps=2)
     if not options:
         assert_same_steps(eager.eval(), compiled.eval(), exact=False, backend="inductor", steps=1)
+
+
+def test_inductor_hands_a_convolution_to_the_op_without_a_copy() -> None:
+    """Inductor lays out convolutions channels_last, where the trace was contiguous: an op without
+    the tag flexible_layout gets a copy in the traced layout."""
+    model = nn.Sequential(nn.Conv2d(5, 7, 3, bias=False), bnext.BatchNormAct2d(7))
+    x = randn(4, 5, 6, 6)
+    expected = copy.deepcopy(model)(x)
+    output, (code,) = run_and_get_code(torch.compile(model, fullgraph=True), x)
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
+    convolved = re.findall(r"(\w+) = extern_kernels.convolution\(", code)
+    normalized = re.findall(r"torch.ops.bnext.batch_norm.default\((\w+),", code)
+    assert convolved == normalized
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
