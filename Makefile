@@ -18,7 +18,7 @@ export OMP_WAIT_POLICY ?= passive
 # The grid of benchmarks/grid.py: BENCH=--quick for a look, BENCH='--compare old.json' after a change.
 BENCH ?=
 
-.PHONY: demo test bench models scaling lint format accuracy sass gpu clean
+.PHONY: demo test bench models scaling matrix lint format accuracy sass gpu clean
 
 demo: $(VENV)/built
 	$(BIN)/python -m bnext demo --output demo.png
@@ -42,6 +42,10 @@ scaling: $(VENV)/built
 # The table of README.md: running_var and outputs of bnext and PyTorch against float64.
 accuracy: $(VENV)/built
 	$(BIN)/python -m benchmarks.accuracy --readme README.md
+
+# docs/models.md: bnext.convert on networks of torchvision, timm and others.
+matrix: $(VENV)/built
+	$(BIN)/python -W ignore -m tools.model_matrix
 
 # docs/sass.md: registers, occupancy and instructions per element, off the built machine code.
 sass: $(VENV)/built
@@ -70,7 +74,7 @@ format: $(VENV)/built
 $(VENV)/requirements: pyproject.toml tools/extras.py
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) "$(TORCH)" numpy
-	$(INSTALL) "$(TORCH)" $$($(BIN)/python tools/extras.py build test bench cli demo dev \
+	$(INSTALL) "$(TORCH)" $$($(BIN)/python tools/extras.py build test bench cli demo models dev \
 	  $$($(BIN)/python -c 'import torch; print("cuda" if torch.version.cuda else "")'))
 	touch $@
 

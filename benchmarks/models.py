@@ -1,18 +1,17 @@
 """``python -m benchmarks.models``: a training step of whole networks, and batch norm's share of it.
 
-Each network runs as it is (eager), with every BatchNorm + ReLU pair (+ residual) replaced by one
-layer of bnext, compiled, and *bare*: without its norms and the ReLUs of these pairs. What
-a variant takes beyond the bare network is the price of batch norm and activation in it.
+Each network runs as it is (eager), as bnext.convert makes it, compiled, and *bare*: without its
+norms and the activations that bnext fuses with them. What a variant takes beyond the bare network
+is the price of batch norm and activation in it.
 """
 
 from __future__ import annotations
 
 import json
-import operator
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import torchvision
@@ -20,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import track
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import bnext
@@ -30,8 +29,6 @@ from benchmarks.report import machine_line, table
 from bnext.timing import Clock, Loop, Rounds, interleave, ratio, repeat
 
 CLASSES = 10
-ADDITIONS = (operator.add, operator.iadd, torch.add)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def tabular_mlp(features: int = 64, width: int = 256, layers: int = 4) -> nn.Module:
@@ -59,86 +56,6 @@ NETWORKS = {
 }
 
 
-@dataclass(frozen=True)
-class Pair:
-    """The nodes of a graph that one fused layer computes."""
-
-    norm: fx.Node
-    add: fx.Node | None
-    relu: fx.Node | None  # None: no ReLU follows
-
-    @property
-    def residual(self) -> fx.Node | None:
-        if self.add is None:
-            return None
-        (other,) = (node for node in self.add.all_input_nodes if node is not self.norm)
-        return other
-
-    @property
-    def last(self) -> fx.Node:
-        return self.relu or self.norm
-
-
-def _only_user(node: fx.Node) -> fx.Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
-
-
-def _is_relu(graph: fx.GraphModule, node: fx.Node | None) -> bool:
-    if node is None:
-        return False
-    if node.op == "call_module":
-        return type(graph.get_submodule(str(node.target))) is nn.ReLU
-    return node.target in (F.relu, torch.relu)
-
-
-def pairs(graph: fx.GraphModule) -> list[Pair]:
-    """Every batch norm, with the addition and the ReLU that nothing but it leads to."""
-    found: list[Pair] = []
-    for node in graph.graph.nodes:
-        if node.op != "call_module":
-            continue
-        if not isinstance(graph.get_submodule(str(node.target)), NORMS):
-            continue
-        after = _only_user(node)
-        is_sum = after is not None and after.target in ADDITIONS and len(after.all_input_nodes) == 2
-        relu = _only_user(after) if is_sum and after is not None else after
-        taken = any(pair.relu is relu for pair in found)  # both operands of a sum may be norms
-        if _is_relu(graph, relu) and not taken:
-            found.append(Pair(node, after if is_sum else None, relu))
-        else:
-            found.append(Pair(node, None, None))
-    return found
-
-
-def _rewrite(model: nn.Module, layer: Callable[[nn.Module, Pair], nn.Module]) -> fx.GraphModule:
-    """Every pair replaced by ``layer``, at the end of it: a residual is computed by then."""
-    graph = fx.symbolic_trace(model)
-    for pair in pairs(graph):
-        name = str(pair.norm.target)
-        graph.set_submodule(name, layer(graph.get_submodule(name), pair))
-        with graph.graph.inserting_after(pair.last):
-            inputs = [pair.norm.all_input_nodes[0], *([pair.residual] if pair.residual else [])]
-            call = graph.graph.call_module(name, tuple(inputs))
-        pair.last.replace_all_uses_with(call)
-        for node in (pair.relu, pair.add, pair.norm):
-            if node is not None:
-                graph.graph.erase_node(node)
-    graph.delete_all_unused_submodules()
-    graph.recompile()
-    return graph
-
-
-def fused(model: nn.Module) -> fx.GraphModule:
-    def layer(norm: Any, pair: Pair) -> nn.Module:
-        rank = type(norm).__name__.removeprefix("BatchNorm")
-        act = getattr(bnext, f"BatchNorm{'Act' if pair.relu else ''}{rank}")
-        new: nn.Module = act(norm.num_features, norm.eps, norm.momentum)
-        new.load_state_dict(norm.state_dict())
-        return new.to(norm.weight)
-
-    return _rewrite(model, layer)
-
-
 class _Bare(nn.Module):
     """The input, or its sum with the residual."""
 
@@ -146,8 +63,13 @@ class _Bare(nn.Module):
         return input if residual is None else input + residual
 
 
-def bare(model: nn.Module) -> fx.GraphModule:
-    return _rewrite(model, lambda norm, pair: _Bare())
+def bare(model: nn.Module) -> nn.Module:
+    """Without its batch norms, and the activations that bnext fuses with them."""
+    model = bnext.convert(model)
+    for name, module in list(model.named_modules()):
+        if bnext.is_batch_norm(module):
+            model.set_submodule(name, _Bare())
+    return model
 
 
 def training_step(model: nn.Module, shape: tuple[int, ...]) -> Loop:
@@ -174,7 +96,7 @@ def variants(network: Network, compiled: bool) -> dict[str, nn.Module]:
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     found: dict[str, nn.Module] = {
-        "eager": model, "bnext": fused(model), "bare": bare(model)
+        "eager": model, "bnext": bnext.convert(model), "bare": bare(model)
     }  # fmt: skip
     if compiled:
         torch._dynamo.reset()

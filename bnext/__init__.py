@@ -3,6 +3,7 @@
 from bnext import reference
 from bnext._version import __version__
 from bnext.config import show_config
+from bnext.convert import conversion_report, convert, revert
 from bnext.functional import batch_norm
 from bnext.modules import (
     BatchNorm1d,
@@ -12,6 +13,7 @@ from bnext.modules import (
     BatchNormAct2d,
     BatchNormAct3d,
 )
+from bnext.norms import is_batch_norm
 
 __all__ = [
     "BatchNorm1d",
@@ -22,6 +24,10 @@ __all__ = [
     "BatchNormAct3d",
     "__version__",
     "batch_norm",
+    "conversion_report",
+    "convert",
+    "is_batch_norm",
     "reference",
+    "revert",
     "show_config",
 ]

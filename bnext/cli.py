@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -159,4 +160,47 @@ def bench(
                 table.add_section()
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
+    Console().print(table)
+
+
+def _build(source: str) -> Any:
+    package, _, name = source.partition(":")
+    try:
+        if package == "torchvision":
+            from torchvision import models
+
+            return models.get_model(name, weights=None)
+        module = importlib.import_module(package)
+        return module.create_model(name) if package == "timm" else getattr(module, name)()
+    except ModuleNotFoundError as error:
+        raise typer.BadParameter(f"{source!r} needs {error.name}, which is missing") from error
+    except Exception as error:  # whatever the package says of a name, or a builder of itself
+        raise typer.BadParameter(f"{source!r}: {error}") from error
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="PACKAGE:NAME",
+            help="torchvision:resnet18, timm:dla34, or a module and a function of it that returns "
+            "a model, as my_package.my_models:build.",
+        ),
+    ],
+) -> None:
+    """Convert a model to bnext, and print what was fused, what only swapped, and why."""
+    from torch import nn
+
+    import bnext
+
+    model = _build(source)
+    if not isinstance(model, nn.Module):
+        raise typer.BadParameter(f"{source!r} is a {type(model).__name__}, no torch.nn.Module")
+    report = bnext.conversion_report(bnext.convert(model))
+    table = Table(title=f"{source}: {report.summary()}")
+    for heading in ("batch norm", "", "with, or why not"):
+        table.add_column(heading, overflow="fold")
+    for entry in report:
+        table.add_row(entry.name or "(the model)", entry.action, entry.detail)
     Console().print(table)

@@ -13,7 +13,6 @@ class _FusedBatchNorm(_NormBase):
     """What all layers share: ``nn.BatchNorm``'s parameters, buffers, state_dict and semantics."""
 
     _dims: ClassVar[tuple[int, ...]]
-    activation: str | None = None
     ghost_batch_size: int | None
 
     def __init__(
@@ -35,9 +34,9 @@ class _FusedBatchNorm(_NormBase):
         self.ghost_batch_size = check_ghost_batch_size(ghost_batch_size)
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._fused(input, None)
+        return self._fused(input, None, None)
 
-    def _fused(self, input: Tensor, residual: Tensor | None) -> Tensor:
+    def _fused(self, input: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
         training = self.training
         # nn.Module.__getattr__ is Python, and searches for each name.
         parameters, buffers = self._parameters, self._buffers
@@ -69,7 +68,7 @@ class _FusedBatchNorm(_NormBase):
             training,
             momentum,
             self.eps,
-            self.activation,
+            activation,
             self.ghost_batch_size if self.training else None,
             self._dims,
         )
@@ -117,7 +116,7 @@ class _FusedBatchNormAct(_FusedBatchNorm):
         self.activation = check_activation(activation)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        return self._fused(input, residual)
+        return self._fused(input, residual, self.activation)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, activation={self.activation!r}"

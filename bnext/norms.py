@@ -1,0 +1,96 @@
+"""Which modules are batch norms, and what makes one bnext's and back: its class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
+
+from bnext import modules
+from bnext.pairs import module_activation
+
+_SWAPPED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: modules.BatchNorm1d,
+    nn.BatchNorm2d: modules.BatchNorm2d,
+    nn.BatchNorm3d: modules.BatchNorm3d,
+}
+_FUSED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: modules.BatchNormAct1d,
+    nn.BatchNorm2d: modules.BatchNormAct2d,
+    nn.BatchNorm3d: modules.BatchNormAct3d,
+}
+_PLAIN = {new: plain for plain, new in _SWAPPED.items()}
+_ORIGINAL = "_bnext_original"  # the class of before, in the __dict__ of a converted norm
+
+
+class _ThenActivation(modules.BatchNorm2d):
+    """timm's ``BatchNormAct2d`` with an activation that bnext does not fuse."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        act: Any = self.act
+        drop: Any = self.drop
+        return act(drop(super().forward(input)))
+
+
+def is_batch_norm(module: nn.Module) -> bool:
+    """Whether ``module`` is a batch norm: of ``torch.nn`` (lazy and synchronised ones too) or of
+    bnext, alone or with its activation; also timm's and torchvision's subclasses of them."""
+    return isinstance(module, (_BatchNorm, modules._FusedBatchNorm))
+
+
+def is_timm_act(module: nn.Module) -> bool:
+    """timm's norm with dropout and activation in it, a subclass of ``nn.BatchNorm2d``."""
+    cls = type(module)
+    return cls.__name__ == "BatchNormAct2d" and cls.__module__.partition(".")[0] == "timm"
+
+
+def own_activation(module: Any) -> str | None:
+    """The activation inside timm's norm, where bnext has it too."""
+    return module_activation(module.act) if type(module.drop) is nn.Identity else None
+
+
+def is_alone(module: nn.Module) -> bool:
+    """Whether ``convert`` takes it for a batch norm without an activation."""
+    if is_timm_act(module):
+        return type(module.drop) is type(module.act) is nn.Identity
+    return type(module) in _SWAPPED or type(module) in _PLAIN
+
+
+def reason_to_leave(module: nn.Module) -> str | None:
+    """Why a batch norm is not converted, None if it can be."""
+    if isinstance(module, modules._FusedBatchNormAct):
+        return "it is a layer of bnext with an activation"
+    if "forward" in vars(module):
+        return "its forward was replaced"
+    if is_alone(module) or is_timm_act(module):
+        return None
+    if isinstance(module, _LazyNormBase):
+        return "it is not initialised yet"
+    if isinstance(module, nn.SyncBatchNorm):
+        return "it is synchronised across processes"
+    return f"{type(module).__name__} is a class with code of its own"
+
+
+def to_bnext(module: nn.Module, activation: str | None, ghost_batch_size: int | None) -> None:
+    """Changes the class of a norm that ``reason_to_leave`` says nothing against."""
+    before = type(module)
+    plain = _PLAIN.get(before, nn.BatchNorm2d if is_timm_act(module) else before)
+    vars(module).setdefault(_ORIGINAL, plain if before in _PLAIN else before)
+    if activation is not None:
+        module.__class__ = _FUSED[plain]
+    else:
+        module.__class__ = _SWAPPED[plain] if is_alone(module) else _ThenActivation
+    layer: Any = module
+    layer.ghost_batch_size = ghost_batch_size
+    if activation is not None:
+        layer.activation = activation
+
+
+def to_plain(module: nn.Module) -> None:
+    """Undoes ``to_bnext``, and does nothing to other modules."""
+    before = vars(module).pop(_ORIGINAL, _PLAIN.get(type(module)))
+    if before is not None:
+        module.__class__ = before
+        for name in ("ghost_batch_size", "activation"):
+            vars(module).pop(name, None)

@@ -1,0 +1,306 @@
+"""bnext.convert: which norms are fused, with what; that nothing else of a model changes."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+from convert_cases import (
+    FOLLOWED,
+    Block,
+    Branching,
+    ByTraining,
+    Counting,
+    ListOrTensor,
+    Methods,
+    MutatingBranch,
+    Noisy,
+    Optional_,
+    Reaching,
+    Shared,
+    TwoNorms,
+    in_place_sum,
+)
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+import bnext
+from bnext import conversion_report, convert, revert
+from bnext.cli import app
+
+
+def block(name: str) -> Block:
+    torch.manual_seed(0)
+    return Block(FOLLOWED[name][0])
+
+
+def steps(model: nn.Module, *inputs: Tensor) -> list[Tensor]:
+    """Outputs, gradients and buffers over two training steps and in eval."""
+    found = []
+    model.train()
+    for _ in range(2):
+        xs = [x.clone().requires_grad_() for x in inputs]
+        model.zero_grad()
+        output = model(*xs)
+        (output * torch.linspace(-1, 2, output.numel()).view_as(output)).sum().backward()
+        found += [output, *(x.grad for x in xs)]
+        found += [p.grad for p in model.parameters() if p.grad is not None]
+        found += [b.clone() for b in model.buffers()]
+    model.eval()
+    return [t.detach() for t in (*found, model(*inputs))]
+
+
+def assert_same_function(converted: nn.Module, plain: nn.Module, *inputs: Tensor) -> None:
+    for found, expected in zip(steps(converted, *inputs), steps(plain, *inputs), strict=True):
+        assert found.dtype == expected.dtype
+        # float64 and few operations: only the order of summation differs.
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_what_follows_a_norm(name: str) -> None:
+    plain = block(name).double()
+    converted = convert(plain)
+    (entry,) = conversion_report(converted)
+    expected = FOLLOWED[name][1]
+    if expected is None:
+        assert (entry.action, bool(entry.reason)) == ("swapped", True)
+    else:
+        assert (entry.action, entry.activation, entry.residual) == ("fused", *expected)
+    assert_same_function(converted, plain, torch.randn(5, 4, 6, 7, dtype=torch.float64))
+
+
+def small(seed: int = 0) -> nn.Module:
+    """A stem, a block that is rewritten, and a head, with what a training run may have changed."""
+    torch.manual_seed(seed)
+    stem = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    model = nn.Sequential(stem, Block(in_place_sum), nn.BatchNorm2d(4, affine=False))
+    model[1].bn.eps, model[1].bn.momentum = 1e-3, None
+    model[1].bn.eval()
+    model[1].bn.weight.requires_grad_(False)
+    return model
+
+
+def images(dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+def test_nothing_else_changes() -> None:
+    plain = small()
+    before = copy.deepcopy(plain)
+    converted = convert(plain, inplace=True)
+    assert converted is plain
+    assert [e.action for e in conversion_report(converted)] == ["fused", "fused", "swapped"]
+    assert list(converted.state_dict()) == list(before.state_dict())
+    assert [n for n, _ in converted.named_modules()] == [n for n, _ in before.named_modules()]
+    for (_, new), (name, old) in zip(
+        converted.named_modules(), before.named_modules(), strict=True
+    ):
+        if bnext.is_batch_norm(old):
+            for attribute in ("eps", "momentum", "affine", "track_running_stats", "num_features"):
+                assert getattr(new, attribute) == getattr(old, attribute), name
+        elif not isinstance(old, nn.ReLU):
+            assert isinstance(new, type(old)), name
+        assert new.training == old.training, name
+    for new, old in zip(converted.parameters(), before.parameters(), strict=True):
+        assert new.requires_grad == old.requires_grad
+
+
+def test_parameters_stay_the_same_objects_in_place_only() -> None:
+    plain = small()
+    ids = [id(p) for p in plain.parameters()]
+    kinds = [type(m) for m in plain.modules()]
+    converted = convert(plain)
+    assert [type(m) for m in plain.modules()] == kinds
+    assert not {id(p) for p in converted.parameters()} & {*ids}
+    assert [id(p) for p in convert(plain, inplace=True).parameters()] == ids
+
+
+@pytest.mark.parametrize(
+    "through",
+    [
+        copy.deepcopy,
+        lambda m: pickle.loads(pickle.dumps(m)),
+        lambda m: revert(m),
+        lambda m: convert(revert(m)),
+        lambda m: convert(m),
+    ],
+    ids=["deepcopy", "pickle", "revert", "convert again", "convert twice"],
+)
+def test_copies_compute_the_same(through: Callable[[nn.Module], nn.Module]) -> None:
+    plain = small().double()
+    assert_same_function(through(convert(plain)), plain, images())
+
+
+def test_revert_gives_the_plain_model_back() -> None:
+    plain = small()
+    back = revert(convert(plain, ghost_batch_size=2))
+    assert [type(m) for m in back.modules()] == [type(m) for m in plain.modules()]
+    for new, old in zip(back.modules(), plain.modules(), strict=True):
+        assert vars(new).keys() == vars(old).keys()
+    assert str(back) == str(plain)
+
+
+def test_checkpoints_load_both_ways() -> None:
+    plain, other = small(0), small(1)
+    converted = convert(small(2))
+    converted.load_state_dict(plain.state_dict())
+    other.load_state_dict(converted.state_dict())
+    for found, expected in zip(
+        other.state_dict().values(), plain.state_dict().values(), strict=True
+    ):
+        assert torch.equal(found, expected)
+
+
+def test_ghost_batch_size_is_that_of_every_norm() -> None:
+    converted = convert(small(), ghost_batch_size=2)
+    norms = [m for m in converted.modules() if bnext.is_batch_norm(m)]
+    assert [m.ghost_batch_size for m in norms] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("dims", [1, 3])
+def test_other_ranks(dims: int) -> None:
+    torch.manual_seed(0)
+    plain = Block(in_place_sum, dims).double()
+    converted = convert(plain)
+    assert len(conversion_report(converted).fused) == 1
+    assert_same_function(converted, plain, torch.randn(3, 4, *[5] * dims, dtype=torch.float64))
+
+
+def test_memory_format_and_dtype() -> None:
+    converted = convert(small().to(memory_format=torch.channels_last).bfloat16())
+    x = images(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    output = converted(x)
+    assert output.dtype == torch.bfloat16
+    assert output.is_contiguous(memory_format=torch.channels_last)
+    assert converted[0][0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_sum_that_promotes() -> None:
+    plain = block("promotion")
+    converted = convert(plain)
+    x = torch.randn(5, 4, 6, 7)
+    assert converted(x).dtype == plain(x).dtype == torch.float64
+    torch.testing.assert_close(converted(x), plain(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (Shared, "shared"),
+        (Optional_, "skip is None"),
+        (ByTraining, "paths"),
+        (Reaching, "several modules"),
+        (Counting, "sets attributes"),
+        (Noisy, "rand"),
+        (MutatingBranch, "in place"),
+        (Methods, "features"),
+        (Branching, "trace"),
+    ],
+)
+def test_what_is_only_swapped_and_why(kind: type[nn.Module], reason: str) -> None:
+    torch.manual_seed(0)
+    plain = kind().double()
+    converted = convert(plain)
+    (entry,) = conversion_report(converted)
+    assert entry.action == "swapped"
+    assert reason in entry.reason
+    x = torch.randn(8, 4, dtype=torch.float64)
+    for mode in (True, False):
+        torch.manual_seed(1)
+        expected = plain.train(mode)(x.clone())
+        torch.manual_seed(1)
+        torch.testing.assert_close(converted.train(mode)(x.clone()), expected, rtol=1e-9, atol=1e-9)
+    assert not hasattr(converted, "calls") or converted.calls == plain.calls == 2
+
+
+def test_a_pair_on_every_path_is_fused() -> None:
+    plain = ListOrTensor().double()
+    converted = convert(plain)
+    assert len(conversion_report(converted).fused) == 1
+    x = torch.randn(8, 4, dtype=torch.float64)
+    torch.testing.assert_close(converted(x), plain(x))
+    torch.testing.assert_close(converted([x[:, :2], x[:, 2:]]), plain([x[:, :2], x[:, 2:]]))
+
+
+def test_a_sum_of_two_norms() -> None:
+    plain = TwoNorms().double()
+    converted = convert(plain)
+    assert [e.action for e in conversion_report(converted)] == ["fused", "swapped"]
+    assert_same_function(converted, plain, torch.randn(8, 4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("which", ["bn", "relu"])
+def test_hooks_see_what_they_saw(which: str) -> None:
+    plain = block("module")
+    assert conversion_report(convert(plain)).fused
+    seen: list[Tensor] = []
+    plain.get_submodule(which).register_forward_hook(lambda m, args, output: seen.append(output))
+    converted = convert(plain)
+    assert "hooks" in conversion_report(converted).swapped[0].reason
+    x = torch.randn(2, 4, 3, 3)
+    plain(x), converted(x)
+    torch.testing.assert_close(seen[1], seen[0])
+
+
+def test_what_is_left_and_why() -> None:
+    class Own(nn.BatchNorm1d):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) * 2
+
+    norms = [Own(4), nn.SyncBatchNorm(4), nn.LazyBatchNorm1d(), bnext.BatchNormAct1d(4)]
+    norms.append(torch.nn.utils.parametrizations.weight_norm(nn.BatchNorm1d(4)))
+    model = nn.Sequential(*norms)
+    kinds = [type(m) for m in model]
+    converted = convert(model, inplace=True)
+    assert [e.action for e in conversion_report(converted)] == ["left"] * 5
+    assert all(e.reason for e in conversion_report(converted))
+    assert [type(m) for m in converted] == kinds
+
+
+def test_a_norm_alone() -> None:
+    converted = convert(nn.BatchNorm2d(3))
+    assert type(converted) is bnext.BatchNorm2d
+    assert type(revert(converted)) is nn.BatchNorm2d
+
+
+def test_the_command_prints_the_report() -> None:
+    result = CliRunner().invoke(app, ["convert", "convert_cases:TwoNorms"])
+    assert result.exit_code == 0, result.output
+    assert "1 fused with an activation" in result.output and "+ residual, relu" in result.output
+    for source in ("convert_cases:Missing", "no_such_package:f", "math:pi", "convert_cases"):
+        assert CliRunner().invoke(app, ["convert", source]).exit_code == 2, source
+
+
+def test_the_report_is_readable() -> None:
+    text = str(conversion_report(convert(small())))
+    assert text.splitlines()[0] == (
+        "3 batch norms: 2 fused with an activation (1 with a residual), 1 swapped, 0 left"
+    )
+    assert "1.bn: + residual, relu" in text
+    with pytest.raises(ValueError, match="bnext.convert"):
+        conversion_report(small())
+
+
+@pytest.mark.parametrize("function", [convert, revert])
+def test_bad_model(function: Callable[..., nn.Module]) -> None:
+    with pytest.raises(TypeError, match="model must be a torch.nn.Module, got dict"):
+        function({})
+
+
+@pytest.mark.parametrize(("size", "error"), [(0, ValueError), (2.5, TypeError), (True, TypeError)])
+def test_bad_ghost_batch_size_changes_nothing(size: object, error: type[Exception]) -> None:
+    model = small()
+    with pytest.raises(error, match="ghost_batch_size"):
+        convert(model, ghost_batch_size=size, inplace=True)
+    assert str(model) == str(small())
+
+
+def test_compiled_without_a_graph_break() -> None:
+    converted = convert(small().double())
+    expected = copy.deepcopy(converted)(images())
+    output = torch.compile(converted, fullgraph=True, backend="aot_eager")(images())
+    torch.testing.assert_close(output, expected, rtol=1e-9, atol=1e-9)
