@@ -14,6 +14,14 @@ from bnext.modules import (
     BatchNormAct3d,
 )
 from bnext.norms import is_batch_norm
+from bnext.training import (
+    accumulate,
+    convert_sync,
+    freeze,
+    param_groups,
+    skip_nonfinite,
+    unfreeze,
+)
 
 __all__ = [
     "BatchNorm1d",
@@ -23,11 +31,17 @@ __all__ = [
     "BatchNormAct2d",
     "BatchNormAct3d",
     "__version__",
+    "accumulate",
     "batch_norm",
     "conversion_report",
     "convert",
+    "convert_sync",
+    "freeze",
     "is_batch_norm",
+    "param_groups",
     "reference",
     "revert",
     "show_config",
+    "skip_nonfinite",
+    "unfreeze",
 ]

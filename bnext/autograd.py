@@ -13,7 +13,11 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 
 from bnext import ops
-from bnext.reference import batch_norm_backward_reference, batch_norm_reference
+from bnext.reference import (
+    batch_norm_backward_reference,
+    batch_norm_reference,
+    frozen_backward_reference,
+)
 
 # batch_norm's leading arguments.
 _TENSOR_NAMES = (
@@ -63,7 +67,11 @@ class BatchNormFunction(torch.autograd.Function):
         )
         ctx.settings = training, eps, activation
         ctx.set_materialize_grads(False)
-        if residual is None or activation is None:
+        wants_parameters = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        if not (training or wants_parameters or activation == "silu"):
+            # Constants times grad_output: frozen layers need nothing of the input.
+            ctx.save_for_backward(None, weight, bias, None if activation is None else output)
+        elif residual is None or activation is None:
             ctx.save_for_backward(input, weight, bias)
         # The derivative of relu and leaky_relu is the sign of the output, which the next layer
         # keeps anyway; silu is not monotonic and needs the residual itself.
@@ -78,7 +86,7 @@ class BatchNormFunction(torch.autograd.Function):
         if grad_output is None:
             return None, None, None, None, None
         input, weight, bias, *extra = ctx.saved_tensors
-        output, residual = extra or (None, None)
+        output, residual = (*extra, None, None)[:2]
         training, eps, activation = ctx.settings
         save_mean, save_mean_lo, save_invstd = ctx.stats
         wants_input, wants_weight, wants_bias, wants_residual, _ = ctx.needs_input_grad
@@ -86,7 +94,9 @@ class BatchNormFunction(torch.autograd.Function):
             grad_output, input, weight, bias, residual
         )
         # The saved input is of no level and without a tangent, else the Function was not called.
-        if differentiable or needs_formula(grad_output):
+        if input is None:
+            grads = _frozen_backward(ctx, grad_output, weight, bias, output, differentiable)
+        elif differentiable or needs_formula(grad_output):
             grads = batch_norm_backward_reference(
                 grad_output,
                 input,
@@ -129,11 +139,41 @@ class BatchNormFunction(torch.autograd.Function):
 _apply = BatchNormFunction.apply
 
 
+def _frozen_backward(
+    ctx: Any,
+    grad_output: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    output: Tensor | None,
+    differentiable: bool,
+) -> tuple[Tensor | None, ...]:
+    """Of running statistics and parameters that want no gradient, without the input."""
+    *_, activation = ctx.settings
+    if differentiable or needs_formula(grad_output):
+        return frozen_backward_reference(grad_output, weight, output, ctx.stats[2][0], activation)
+    wants_input, _, _, wants_residual, _ = ctx.needs_input_grad
+    grad_input, grad_residual = ops.batch_norm_grad_apply(
+        grad_output,
+        grad_output,  # in place of the input, on which nothing depends
+        weight,
+        bias,
+        output,
+        None,
+        *ctx.stats,
+        None,
+        None,
+        None,
+        activation,
+        [wants_input, wants_residual and activation is not None],
+    )
+    return grad_input, None, None, grad_residual
+
+
 def _requires_grad(*tensors: Tensor | None) -> bool:
     return any(t is not None and t.requires_grad for t in tensors)
 
 
-def _as_dtype_of(parameter: Tensor, grad: Tensor) -> Tensor:
+def _as_dtype_of(parameter: Tensor, grad: Any) -> Tensor:
     return grad if grad.dtype == parameter.dtype else grad.to(parameter.dtype)  # `to` costs 3 us
 
 
@@ -169,6 +209,8 @@ def batch_norm(
         return _formula(input, weight, bias, residual, rest)
     if forward_ad._current_level >= 0 and needs_formula(input, weight, bias, *rest[:3], residual):
         return _formula(input, weight, bias, residual, rest)
+    if rest[3] and ops.in_backward():  # a checkpoint's second forward: the first has updated
+        rest = (None, None, None, True, 0.0, *rest[5:])
     # torch.jit.trace would record the Function and the op in it, and run both.
     if torch.is_grad_enabled() and not torch._C._is_tracing():
         return _apply(input, weight, bias, residual, rest)

@@ -4,16 +4,23 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.nn.modules.batchnorm import _NormBase
 
 from bnext.functional import check_activation, check_ghost_batch_size, layer_forward
+from bnext.statistics import Accumulation, check_process_group, training_forward
 
 
 class _FusedBatchNorm(_NormBase):
     """What all layers share: ``nn.BatchNorm``'s parameters, buffers, state_dict and semantics."""
 
     _dims: ClassVar[tuple[int, ...]]
-    ghost_batch_size: int | None
+    ghost_batch_size: int | None = None
+    # Of the class, so that converted layers need none of their own.
+    process_group: ProcessGroup | str | None = None
+    skip_nonfinite: bool = False
+    frozen: bool = False
+    _accumulation: Accumulation | None = None
 
     def __init__(
         self,
@@ -27,17 +34,22 @@ class _FusedBatchNorm(_NormBase):
         *,
         bias: bool = True,
         ghost_batch_size: int | None = None,
+        process_group: ProcessGroup | str | None = None,
+        skip_nonfinite: bool = False,
     ) -> None:
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias
         )
         self.ghost_batch_size = check_ghost_batch_size(ghost_batch_size)
+        self.process_group = check_process_group(process_group)
+        if skip_nonfinite:
+            self.start_skipping()
 
     def forward(self, input: Tensor) -> Tensor:
         return self._fused(input, None, None)
 
     def _fused(self, input: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
-        training = self.training
+        training = self.training and not self.frozen
         # nn.Module.__getattr__ is Python, and searches for each name.
         parameters, buffers = self._parameters, self._buffers
         try:
@@ -49,6 +61,11 @@ class _FusedBatchNorm(_NormBase):
             running_mean, running_var = self.running_mean, self.running_var
             counter = getattr(self, "num_batches_tracked", None)
         momentum = self.momentum
+        if training and (
+            self.process_group is not None or self.skip_nonfinite or self._accumulation is not None
+        ):
+            return training_forward(self, input, weight, bias, residual, activation)
+        ghost_batch_size = self.ghost_batch_size if training else None
         if not training:
             counter = None
             # Without running statistics eval uses the batch's, as nn.BatchNorm.
@@ -69,14 +86,27 @@ class _FusedBatchNorm(_NormBase):
             momentum,
             self.eps,
             activation,
-            self.ghost_batch_size if self.training else None,
+            ghost_batch_size,
             self._dims,
         )
+
+    def start_skipping(self) -> None:
+        """Counts non-finite batches in ``nonfinite_batches``, instead of learning from them."""
+        self.skip_nonfinite = True
+        if "nonfinite_batches" not in self._buffers:
+            like = self.running_mean if self.running_mean is not None else self.weight
+            zero = torch.zeros((), dtype=torch.long, device=None if like is None else like.device)
+            self.register_buffer("nonfinite_batches", zero, persistent=False)
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
         if self.ghost_batch_size is not None:
             text += f", ghost_batch_size={self.ghost_batch_size}"
+        for name in ("frozen", "skip_nonfinite"):
+            if getattr(self, name):
+                text += f", {name}=True"
+        if self.process_group is not None:
+            text += ", synchronised"
         return text
 
 
@@ -100,6 +130,8 @@ class _FusedBatchNormAct(_FusedBatchNorm):
         *,
         bias: bool = True,
         ghost_batch_size: int | None = None,
+        process_group: ProcessGroup | str | None = None,
+        skip_nonfinite: bool = False,
         activation: str | None = "relu",
     ) -> None:
         super().__init__(
@@ -112,6 +144,8 @@ class _FusedBatchNormAct(_FusedBatchNorm):
             dtype,
             bias=bias,
             ghost_batch_size=ghost_batch_size,
+            process_group=process_group,
+            skip_nonfinite=skip_nonfinite,
         )
         self.activation = check_activation(activation)
 
@@ -133,6 +167,11 @@ _BATCH_NORM_DOC = """``nn.BatchNorm{d}d`` with fused kernels, exact statistics a
         ghost_batch_size: in training, normalise each of ``ceil(N / ghost_batch_size)`` near-equal
             pieces of the batch by its own statistics (Hoffer, Hubara and Soudry 2017); the running
             statistics get one update with those of the whole batch. None: plain batch norm.
+        process_group: normalise by the statistics of the batches of all its processes in training
+            (ghosts: by their own, and update the running statistics with all). "default": that of
+            ``torch.distributed`` when the layer is called. None: of this process alone.
+        skip_nonfinite: leave the running statistics as they are where a batch would make one of
+            them infinite or NaN, and count it in the buffer ``nonfinite_batches``.
 
     Raises:
         ValueError: ``ghost_batch_size`` is not positive; on a call, an input of another rank or
@@ -148,7 +187,7 @@ _BATCH_NORM_ACT_DOC = """``activation(batch_norm(input) + residual)`` over {shap
 
     Args:
         num_features, eps, momentum, affine, track_running_stats, device, dtype, bias,
-            ghost_batch_size: as :class:`bnext.BatchNorm{d}d`.
+            ghost_batch_size, process_group, skip_nonfinite: as :class:`bnext.BatchNorm{d}d`.
         activation: "relu" (default), "leaky_relu" (slope 0.01), "silu", or None.
 
     Raises:

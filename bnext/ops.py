@@ -27,6 +27,12 @@ except ImportError as error:
 
 
 batch_norm: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+batch_norm_reduce: Callable[..., tuple[Tensor, Tensor, Tensor]]
+batch_norm_merge: Callable[..., tuple[Tensor, Tensor, Tensor]]
+batch_norm_fold: Callable[..., tuple[Tensor, Tensor, Tensor]]
+batch_norm_apply: Callable[..., Tensor]
+batch_norm_grad_reduce: Callable[..., tuple[Tensor, Tensor]]
+batch_norm_grad_apply: Callable[..., tuple[Tensor, Tensor]]
 # Below autograd, and without what torch.ops does to the arguments.
 batch_norm_below_autograd: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
 batch_norm_backward_below_autograd: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
@@ -35,7 +41,15 @@ batch_norm_backward_below_autograd: Callable[..., tuple[Tensor, Tensor, Tensor, 
 def bind(namespace: Any) -> None:
     """Makes the ops of a namespace of ``torch.ops`` those that functions and layers call."""
     global batch_norm, batch_norm_below_autograd, batch_norm_backward_below_autograd
+    global batch_norm_reduce, batch_norm_merge, batch_norm_fold, batch_norm_apply
+    global batch_norm_grad_reduce, batch_norm_grad_apply
     batch_norm = namespace.batch_norm.default
+    batch_norm_reduce = namespace.batch_norm_reduce.default
+    batch_norm_merge = namespace.batch_norm_merge.default
+    batch_norm_fold = namespace.batch_norm_fold.default
+    batch_norm_apply = namespace.batch_norm_apply.default
+    batch_norm_grad_reduce = namespace.batch_norm_grad_reduce.default
+    batch_norm_grad_apply = namespace.batch_norm_grad_apply.default
     batch_norm_below_autograd = _C.batch_norm_below_autograd(batch_norm)
     batch_norm_backward_below_autograd = _C.batch_norm_backward_below_autograd(
         namespace.batch_norm_backward.default
@@ -43,3 +57,8 @@ def bind(namespace: Any) -> None:
 
 
 bind(torch.ops.bnext)
+
+
+def in_backward() -> bool:
+    """Whether autograd runs a backward in this thread."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() >= 0

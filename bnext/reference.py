@@ -216,3 +216,21 @@ def batch_norm_backward_reference(
         grad_bias,
         torch.cat(grad_residuals).reshape(shape).to(input.dtype),
     )
+
+
+def frozen_backward_reference(
+    grad_output: Tensor,
+    weight: Tensor | None,
+    output: Tensor | None,
+    invstd: Tensor,
+    activation: str | None,
+) -> tuple[Tensor, None, None, Tensor]:
+    """As :func:`batch_norm_backward_reference` of frozen statistics, where weight and bias want no
+    gradient: the input is not needed. ``output``: None without an activation."""
+    dtype = invstd.dtype
+    z = None if output is None else output.detach()
+    dy = grad_output.to(dtype)
+    dy = dy if z is None else _ACTIVATION_GRADS[activation](dy, z)
+    scale = invstd if weight is None else invstd * weight.to(dtype)
+    scale = scale.reshape(-1, *[1] * (grad_output.dim() - 2))
+    return (dy * scale).to(grad_output.dtype), None, None, dy.to(grad_output.dtype)

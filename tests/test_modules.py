@@ -35,7 +35,8 @@ def test_constructor_takes_what_torch_takes_in_the_same_order(ours: type, theirs
         "dtype",
     ]
     assert names[:7] == positional == list(inspect.signature(theirs).parameters)[:7]
-    extra = {"bias", "ghost_batch_size"} | ({"activation"} if ours in ACT else set())
+    extra = {"bias", "ghost_batch_size", "process_group", "skip_nonfinite"}
+    extra |= {"activation"} if ours in ACT else set()
     keywords = inspect.signature(ours).parameters
     assert set(names[7:]) == extra
     assert all(keywords[n].kind is inspect.Parameter.KEYWORD_ONLY for n in extra)
