@@ -4,6 +4,7 @@ from bnext import reference
 from bnext._version import __version__
 from bnext.config import show_config
 from bnext.convert import conversion_report, convert, revert
+from bnext.folding import fold
 from bnext.functional import batch_norm
 from bnext.modules import (
     BatchNorm1d,
@@ -36,6 +37,7 @@ __all__ = [
     "conversion_report",
     "convert",
     "convert_sync",
+    "fold",
     "freeze",
     "is_batch_norm",
     "param_groups",

@@ -11,9 +11,11 @@ from torch import Tensor
 from torch._C import _functorch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
+from torch.nn import functional as F
 
 from bnext import ops
 from bnext.reference import (
+    ACTIVATIONS,
     batch_norm_backward_reference,
     batch_norm_reference,
     frozen_backward_reference,
@@ -202,6 +204,8 @@ def batch_norm(
 
     ``rest``: the op's other arguments, in its order.
     """
+    if not rest[3] and torch.onnx.is_in_onnx_export():
+        return _standard_ops(input, weight, bias, residual, rest)
     if torch.compiler.is_compiling():  # the graph shall hold the op, not what the Function does
         return ops.batch_norm(input, weight, bias, *rest[:3], residual, *rest[3:])[0]
     # Under a functorch transform also an untracked tensor cannot enter the Function.
@@ -215,6 +219,19 @@ def batch_norm(
     if torch.is_grad_enabled() and not torch._C._is_tracing():
         return _apply(input, weight, bias, residual, rest)
     return ops.batch_norm_below_autograd(input, weight, bias, *rest[:3], residual, *rest[3:])[0]
+
+
+def _standard_ops(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    rest: tuple[Any, ...],
+) -> Tensor:
+    """Eval in operators that every ONNX runtime has."""
+    running_mean, running_var, _, _, _, eps, activation, _ = rest
+    z = F.batch_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps)
+    return ACTIVATIONS[activation](z if residual is None else z + residual)
 
 
 def _formula(

@@ -97,7 +97,7 @@ def revert(model: nn.Module, *, inplace: bool = False) -> nn.Module:
         to_plain(module)
         for name, child in list(module._modules.items()):
             if isinstance(child, FusedActivation):
-                module._modules[name] = child.original
+                module._modules[name] = child.original.train(child.training)
     return model
 
 
@@ -107,6 +107,7 @@ class FusedActivation(nn.Identity):
     def __init__(self, original: nn.Module) -> None:
         super().__init__()
         self._original = (original,)  # in a tuple: no submodule
+        self.training = original.training
 
     @property
     def original(self) -> nn.Module:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 _LEAKY_SLOPE = 0.01  # torch.nn.LeakyReLU's default, as in csrc/core/activation.h
 
-_ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
     None: lambda z: z,
     "relu": F.relu,
     "leaky_relu": lambda z: F.leaky_relu(z, _LEAKY_SLOPE),
@@ -130,7 +130,7 @@ def batch_norm_reference(
     z = normalized.reshape(input.shape)
     if residual is not None:
         z = z + residual.to(dtype)
-    return _ACTIVATIONS[activation](z).to(input.dtype)
+    return ACTIVATIONS[activation](z).to(input.dtype)
 
 
 @torch.no_grad()

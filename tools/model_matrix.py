@@ -171,10 +171,12 @@ def spread_statistics(model: nn.Module) -> None:
     for module in model.modules():
         if bnext.is_batch_norm(module):
             norm: Any = module
-            nn.init.uniform_(norm.weight, 0.5, 1.5)
-            nn.init.normal_(norm.bias, std=0.2)
-            nn.init.normal_(norm.running_mean, std=0.2)
-            nn.init.uniform_(norm.running_var, 0.5, 1.5)
+            for tensor in (norm.weight, norm.running_var):
+                if tensor is not None:
+                    nn.init.uniform_(tensor, 0.5, 1.5)
+            for tensor in (norm.bias, norm.running_mean):
+                if tensor is not None:
+                    nn.init.normal_(tensor, std=0.2)
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
