@@ -22,6 +22,7 @@ from bnext.training import (
     param_groups,
     skip_nonfinite,
     unfreeze,
+    update_bn,
 )
 
 __all__ = [
@@ -46,4 +47,5 @@ __all__ = [
     "show_config",
     "skip_nonfinite",
     "unfreeze",
+    "update_bn",
 ]

@@ -56,14 +56,12 @@ def fold(model: nn.Module) -> nn.Module:
     model = revert(model)
     places: Counter[nn.Module] = Counter(m for _, m in model.named_modules(remove_duplicate=False))
     owners: Counter[Any] = Counter(p for m in places for p in m.parameters(recurse=False))
-    pairs = [
-        (container, layer, norm) for container in list(places) for layer, norm in _pairs(container)
-    ]
+    pairs = [(container, *names) for container in list(places) for names in _pairs(container)]
     called: Counter[nn.Module] = Counter()
-    for container, layer, norm in pairs:
-        called.update(container.get_submodule(name) for name in (layer, norm))
     for container, layer_name, norm_name in pairs:
-        layer, norm = (container.get_submodule(name) for name in (layer_name, norm_name))
+        called.update(map(container.get_submodule, (layer_name, norm_name)))
+    for container, layer_name, norm_name in pairs:
+        layer, norm = map(container.get_submodule, (layer_name, norm_name))
         alone = all(places[m] == called[m] == 1 and not has_hooks(m) for m in (layer, norm))
         tied = any(owners[p] > 1 for p in layer.parameters(recurse=False))
         if alone and not tied and _fits(layer, norm):

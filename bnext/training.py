@@ -3,15 +3,17 @@ parameters in an optimizer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
 from torch.distributed import ProcessGroup
 from torch.nn.modules.batchnorm import _NormBase
+from torch.optim import swa_utils
 
 from bnext.convert import convert
-from bnext.modules import _FusedBatchNorm
+from bnext.modules import _FusedBatchNorm, _FusedBatchNormAct
 from bnext.norms import is_batch_norm
 from bnext.statistics import DEFAULT_GROUP, Accumulation, check_process_group, flush
 
@@ -93,6 +95,45 @@ def skip_nonfinite(model: nn.Module, enabled: bool = True) -> nn.Module:
         else:
             layer.skip_nonfinite = False
     return model
+
+
+def update_bn(
+    loader: Iterable[Any], model: nn.Module, device: torch.device | str | None = None
+) -> None:
+    """:func:`torch.optim.swa_utils.update_bn`, which passes ``BatchNormAct*d`` by, for all batch
+    norms of ``model``: their running statistics become the average over ``loader``.
+
+    Args:
+        loader: of batches, or of tuples that begin with one.
+        model: called with each batch in training mode.
+        device: where to move the batches before.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+    """
+    _check_module(model)
+    fused: list[Any] = [m for m in model.modules() if isinstance(m, _FusedBatchNormAct)]
+    momenta = [norm.momentum for norm in fused]
+    for norm in fused:
+        norm.reset_running_stats()
+        norm.momentum = None
+    try:
+        swa_utils.update_bn(loader, _WithPlainNorm(model), device)
+    finally:
+        for norm, momentum in zip(fused, momenta, strict=True):
+            norm.momentum = momentum
+
+
+class _WithPlainNorm(nn.Module):
+    """torch's update_bn does nothing for a model without an ``nn.BatchNorm``."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.norm = model, nn.BatchNorm1d(1)
+        self.training = model.training
+
+    def forward(self, *args: Any) -> Any:
+        return self.model(*args)
 
 
 def convert_sync(
