@@ -118,7 +118,7 @@ def update_bn(
         norm.reset_running_stats()
         norm.momentum = None
     try:
-        swa_utils.update_bn(loader, _WithPlainNorm(model), device)
+        swa_utils.update_bn(loader, _WithPlainNorm(model), device)  # type: ignore[arg-type]
     finally:
         for norm, momentum in zip(fused, momenta, strict=True):
             norm.momentum = momentum
