@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +48,8 @@ class FusionPlan:
         self._names: dict[nn.Module, list[str]] = defaultdict(list)
         self._sightings: dict[nn.Module, list[_Sighting]] = defaultdict(list)
         self._paths: dict[nn.Module, Paths] = {}
-        # Who calls the module in a place (parent, name), however often.
-        self._callers: dict[tuple[nn.Module, str], list[nn.Module]] = defaultdict(list)
+        # Calls of the module in a place (parent, name): of each container, on the way with most.
+        self._calls: Counter[tuple[nn.Module, str]] = Counter()
         for name, module in model.named_modules(remove_duplicate=False):
             self._names[module].append(name)
         for module in self._names:
@@ -73,7 +73,7 @@ class FusionPlan:
         for name, module in sequential._modules.items():
             if module is None:
                 continue
-            self._callers[sequential, name].append(sequential)
+            self._calls[sequential, name] += 1
             if not is_alone(module):
                 continue
             found = sequential_pair(sequential, name)
@@ -105,10 +105,11 @@ class FusionPlan:
             finder = Finder(container, graph)
             for node in finder.norms(is_alone):
                 found[container.get_submodule(str(node.target))].append(finder.pair(node))
-        for graph in traced.graphs[:1]:
-            for node in graph.nodes:
-                if node.op == "call_module":
-                    self._callers[_place(container, str(node.target))].append(container)
+        calls: Counter[str] = Counter()
+        for graph in traced.graphs:
+            calls |= Counter(str(n.target) for n in graph.nodes if n.op == "call_module")
+        for target, count in calls.items():
+            self._calls[_place(container, target)] += count
         for norm, pairs in found.items():
             self._sightings[norm].append(_agreed(container, pairs, len(traced.graphs)))
 
@@ -162,27 +163,28 @@ class FusionPlan:
         if sighting.act_name is None or sighting.residual:
             return None
         place = _place(sighting.container, sighting.act_name)
-        return place if len(self._callers[place]) == 1 else None
+        return place if self._calls[place] == 1 else None
 
     def _rewrite(self, container: nn.Module, norms: list[nn.Module]) -> type[nn.Module]:
         traced = self._paths.get(container)
         if traced is None:
             raise Untraceable("the activation has other callers")
-        if not traced.one:
+        if not traced.decided_by_arguments:
             raise Untraceable("its container's forward depends on training or on types")
         if traced.methods:
             raise Untraceable(f"its container's forward calls {', '.join(sorted(traced.methods))}")
-        finder = Finder(container, traced.graphs[0])
-        pairs = [finder.pair(node) for node in list(finder.norms(norms.__contains__))]
-        return rewritten(original_class(container), traced.graphs[0], pairs)  # type: ignore[arg-type]
+        ways = {}
+        for none, (graph, *_) in traced.by_none.items():
+            finder = Finder(container, graph)
+            pairs = [finder.pair(node) for node in list(finder.norms(norms.__contains__))]
+            ways[none] = graph, [pair for pair in pairs if isinstance(pair, Pair)]
+        return rewritten(original_class(container), ways)
 
 
 def is_sequential(module: nn.Module) -> bool:
     """Whether its forward is a call of its children in order."""
-    plain = (
-        type(module).forward is nn.Sequential.forward if isinstance(module, nn.Sequential) else 0
-    )
-    return bool(plain) and "forward" not in vars(module)
+    is_kind = isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+    return is_kind and "forward" not in vars(module)
 
 
 def is_tabnet_ghost(module: nn.Module) -> bool:
@@ -198,9 +200,9 @@ def _agreed(container: nn.Module, pairs: list[Pair | str], graphs: int) -> _Sigh
     keys = {pair.key for pair in pairs if isinstance(pair, Pair)}
     if len(keys) > 1 or len(pairs) != graphs:
         return _Sighting(container, reason="the paths through its container's forward differ")
-    pair = pairs[0]
-    assert isinstance(pair, Pair)
-    return _Sighting(container, pair.activation, pair.residual is not None, pair.act_name)
+    ((_, activation, act_name),) = keys
+    residual = any(isinstance(pair, Pair) and pair.residual is not None for pair in pairs)
+    return _Sighting(container, activation, residual, act_name)
 
 
 def _place(root: nn.Module, path: str) -> tuple[nn.Module, str]:

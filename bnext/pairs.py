@@ -46,9 +46,9 @@ class Pair:
         return str(self.act.target) if self.act.op == "call_module" else None
 
     @property
-    def key(self) -> tuple[str, str, str | None, bool]:
-        """What two paths through one forward must agree on."""
-        return self.name, self.activation, self.act_name, self.residual is not None
+    def key(self) -> tuple[str, str, str | None]:
+        """What all ways through one forward must agree on."""
+        return self.name, self.activation, self.act_name
 
 
 def module_activation(module: nn.Module) -> str | None:

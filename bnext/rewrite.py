@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import linecache
 from collections.abc import Callable
 from types import ModuleType
@@ -22,14 +23,50 @@ from bnext.tracing import Untraceable
 # A global name of the code: what it is called there, its module, and its name in that; None is the
 # module itself.
 Reference = tuple[str, str, str | None]
+_LITERALS = (type(None), bool, int, float, str)
 
 
-def rewritten(cls: type[nn.Module], graph: fx.Graph, pairs: list[Pair]) -> type[nn.Module]:
-    """``cls`` with the forward that ``graph`` is once each pair is one call.
+def rewritten(
+    cls: type[nn.Module], ways: dict[frozenset[str], tuple[fx.Graph, list[Pair]]]
+) -> type[nn.Module]:
+    """``cls`` with the forward that the graphs are once each pair is one call; there is a graph for
+    every set of arguments that are None.
 
     Raises:
         Untraceable: the code uses what cannot be imported.
     """
+    sources, references = [], set()
+    for i, (graph, pairs) in enumerate(ways.values()):
+        source, used = _source(graph, pairs)
+        sources.append(source.replace("def forward(", f"def _forward_{i}(", 1))
+        references |= used
+    if len(ways) == 1:
+        (source,) = sources
+        source = source.replace("def _forward_0(", "def forward(", 1)
+    else:
+        source = "\n\n".join([*sources, _dispatch(cls, list(ways))])
+    return subclass(cls, source, tuple(sorted(references, key=str)))
+
+
+def _dispatch(cls: type[nn.Module], ways: list[frozenset[str]]) -> str:
+    """A forward with the arguments of the class's own, which calls the one of the ways."""
+    parameters = inspect.signature(cls.forward).parameters.values()
+    if any(p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters):
+        raise Untraceable("its container's forward has keyword-only or variable arguments")
+    if any(not isinstance(p.default, (type(p.empty), *_LITERALS)) for p in parameters):
+        raise Untraceable("its container's forward has a default that is no literal")
+    declared = [p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters]
+    called = ", ".join(p.name for p in parameters)
+    asked = sorted(frozenset().union(*ways))
+    lines = [f"def forward({', '.join(declared)}):"]
+    for i, none in enumerate(ways):
+        tests = [f"{name} is {'' if name in none else 'not '}None" for name in asked]
+        lines += [f"    if {' and '.join(tests)}:", f"        return _forward_{i}({called})"]
+    return "\n".join(lines) + "\n"
+
+
+def _source(graph: fx.Graph, pairs: list[Pair]) -> tuple[str, set[Reference]]:
+    """The function ``forward`` of one way, and the global names it uses."""
     for pair in pairs:
         with graph.inserting_before(pair.act):
             if pair.residual is None:
@@ -45,8 +82,8 @@ def rewritten(cls: type[nn.Module], graph: fx.Graph, pairs: list[Pair]) -> type[
         node.type = None  # annotations may name what cannot be imported
     code = graph.python_code("self")
     names = {n.id for n in ast.walk(ast.parse(code.src)) if isinstance(n, ast.Name)}
-    references = [_reference(name, code.globals[name]) for name in sorted(names & {*code.globals})]
-    return subclass(cls, code.src.strip() + "\n", tuple(references))
+    references = {_reference(name, code.globals[name]) for name in names & {*code.globals}}
+    return code.src.strip() + "\n", references
 
 
 def original_class(module: nn.Module) -> type[nn.Module]:

@@ -1,14 +1,16 @@
 """One module's own forward as a graph, or why there is none that is provably the same function.
 
 ``torch.fx`` follows one path through the Python code. What it would get wrong in silence is refused
-here: code that asks whether an argument is None, computes with tensors that are not its inputs,
-sets attributes or draws random numbers. Paths that depend on ``self.training``, or on whether an
-argument is a tensor, are all followed.
+here: code that asks whether a value is None, computes with tensors that are not its inputs, sets
+attributes or draws random numbers. Paths that depend on ``self.training``, on whether an argument
+is None, or on whether it is a tensor, are all followed.
 """
 
 from __future__ import annotations
 
 import dis
+import inspect
+import itertools
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +23,9 @@ from torch.overrides import TorchFunctionMode
 
 # Code of which proxies are known, or which never sees them.
 _TRUSTED = {"torch", "bnext"} | sys.stdlib_module_names
+
+
+_MOST_OPTIONAL = 3  # arguments that may be None: each doubles the paths
 
 
 def _package(frame: FrameType) -> str:
@@ -37,17 +42,22 @@ class Paths:
     """The ways through a module's forward, its submodules as opaque calls.
 
     Attributes:
-        graphs: one for every way.
+        by_none: the graphs for every set of arguments that are None, where the code asks for that.
         methods: the other methods of its class that forward calls.
     """
 
-    graphs: list[fx.Graph]
+    by_none: dict[frozenset[str], list[fx.Graph]]
     methods: set[str]
 
     @property
-    def one(self) -> bool:
-        """Whether all ways are one."""
-        return len({graph.python_code("self").src for graph in self.graphs}) == 1
+    def graphs(self) -> list[fx.Graph]:
+        return [graph for graphs in self.by_none.values() for graph in graphs]
+
+    @property
+    def decided_by_arguments(self) -> bool:
+        """Whether the arguments alone decide which way is taken."""
+        codes = [{g.python_code("self").src for g in graphs} for graphs in self.by_none.values()]
+        return all(len(code) == 1 for code in codes)
 
 
 def paths(module: nn.Module) -> Paths:
@@ -60,32 +70,44 @@ def paths(module: nn.Module) -> Paths:
         raise Untraceable("its container is a TorchScript module")
     if "forward" in vars(module):
         raise Untraceable("its container's forward was replaced")
-    graphs: list[fx.Graph] = []
+    forward = inspect.unwrap(type(module).forward).__code__
+    optional = sorted(_arguments_that_may_be_none(forward))
+    by_none: dict[frozenset[str], list[fx.Graph]] = {}
     codes: set[CodeType] = set()
-    for training in (True, False):
-        tracer = _Tracer(is_tensor=True)
-        graphs.append(_trace(tracer, module, training, codes))
-        if tracer.asked_for_a_type:
-            graphs.append(_trace(_Tracer(is_tensor=False), module, training, codes))
+    for size in range(len(optional) + 1):
+        for none in itertools.combinations(optional, size):
+            graphs = by_none.setdefault(frozenset(none), [])
+            for training in (True, False):
+                tracer = _Tracer(is_tensor=True)
+                graphs.append(_trace(tracer, module, training, none, codes))
+                if tracer.asked_for_a_type:
+                    other = _Tracer(is_tensor=False)
+                    graphs.append(_trace(other, module, training, none, codes))
     for code in codes:
-        _check(code)
-    methods = {
-        code.co_name
-        for code in codes
-        if code is not type(module).forward.__code__ and _is_method(type(module), code)
-    }
-    return Paths(graphs, methods)
+        if "random" in code.co_names:
+            raise Untraceable("its container draws random numbers")
+        if code is not forward:
+            for name, _ in _asked_whether_none(code):
+                raise Untraceable(f"its container asks whether {name} is None")
+    methods = {c.co_name for c in codes if c is not forward and _is_method(type(module), c)}
+    return Paths(by_none, methods)
 
 
 def _is_method(cls: type, code: CodeType) -> bool:
     return getattr(getattr(cls, code.co_name, None), "__code__", None) is code
 
 
-def _trace(tracer: _Tracer, module: nn.Module, training: bool, codes: set[CodeType]) -> fx.Graph:
+def _trace(
+    tracer: _Tracer,
+    module: nn.Module,
+    training: bool,
+    none: tuple[str, ...],
+    codes: set[CodeType],
+) -> fx.Graph:
     with _in_mode(module, training), _restored(module) as changed, _watched(codes):
         try:
             with _OnlyProxies():
-                graph = tracer.trace(module)
+                graph = tracer.trace(module, dict.fromkeys(none) or None)
         except Untraceable:
             raise
         except Exception as error:  # whatever the code does to a proxy
@@ -202,18 +224,32 @@ def _watched(codes: set[CodeType]) -> Iterator[None]:
         sys.setprofile(before)
 
 
-def _check(code: CodeType) -> None:
-    """A proxy is never None, and random numbers that Python draws are drawn once."""
-    if "random" in code.co_names:
-        raise Untraceable("its container draws random numbers")
+def _arguments_that_may_be_none(forward: CodeType) -> set[str]:
+    """Those that ``forward`` asks for, each of them before it sets it."""
+    arguments = forward.co_varnames[1 : forward.co_argcount]
+    found: set[str] = set()
+    for name, as_called in _asked_whether_none(forward):
+        if name not in arguments or not as_called or len(found | {name}) > _MOST_OPTIONAL:
+            raise Untraceable(f"its container asks whether {name} is None")
+        found.add(name)
+    return found
+
+
+def _asked_whether_none(code: CodeType) -> Iterator[tuple[str, bool]]:
+    """Variables that are compared by identity, and whether they had no new value until then. A
+    proxy is never None; attributes of a module are no proxies."""
     instructions = list(dis.get_instructions(code))
+    changed: set[str] = set()
     for at, instruction in enumerate(instructions):
+        if instruction.opname.startswith("STORE_FAST"):
+            names = instruction.argval  # of two, in Python 3.13
+            changed.update(names if isinstance(names, tuple) else [names])
         if instruction.opname == "IS_OP":
             operands = instructions[at - 2 : at]
         elif instruction.opname.endswith("_NONE"):  # a jump
             operands = instructions[at - 1 : at]
         else:
             continue
-        for operand in operands:  # an attribute of the module is no proxy
+        for operand in operands:
             if operand.opname.startswith(("LOAD_FAST", "STORE_FAST", "LOAD_DEREF")):
-                raise Untraceable(f"its container asks whether {operand.argval} is None")
+                yield str(operand.argval), operand.argval not in changed

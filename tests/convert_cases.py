@@ -71,8 +71,8 @@ class Shared(nn.Module):
         return self.relu(self.second(self.relu(self.first(x)) + 1))
 
 
-class Optional_(nn.Module):
-    """Another path for every way of calling it."""
+class OptionalSkip(nn.Module):
+    """Another way for every way of calling it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Optional_(nn.Module):
         return self.relu(x)
 
 
-class ByTraining(Optional_):
+class ByTraining(OptionalSkip):
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn(x)
         return self.relu(y) if self.training else F.silu(y)
@@ -102,18 +102,18 @@ class Reaching(nn.Module):
         return self.inner(x) + self.inner[0](x)
 
 
-class Counting(Optional_):
+class Counting(OptionalSkip):
     def forward(self, x: Tensor) -> Tensor:
         self.calls = getattr(self, "calls", 0) + 1
         return self.relu(self.bn(x))
 
 
-class Noisy(Optional_):
+class Noisy(OptionalSkip):
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu(self.bn(x)) + torch.rand(4)
 
 
-class MutatingBranch(Optional_):
+class MutatingBranch(OptionalSkip):
     """Fused where the activation is, the norm would read what the branch has changed."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class MutatingBranch(Optional_):
         return torch.relu(y) + x
 
 
-class Methods(Optional_):
+class Methods(OptionalSkip):
     """A rewritten forward would leave `features` to relu twice."""
 
     def features(self, x: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ class Methods(Optional_):
         return self.features(x)
 
 
-class Branching(Optional_):
+class Branching(OptionalSkip):
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu(self.bn(x))
         return y if y.sum() > 0 else -y
@@ -159,3 +159,33 @@ class TwoNorms(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.first(x) + self.second(x))
+
+
+class OptionalPlaces(nn.Module):
+    """As a block of DLA: one activation module in two places, and what was not given is made up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn1, self.bn2, self.relu = nn.BatchNorm1d(4), nn.BatchNorm1d(4), nn.ReLU()
+
+    def forward(self, x: Tensor, skip: Tensor | None = None, scale: float | None = 0.5) -> Tensor:
+        if skip is None:
+            skip = x
+        y = self.bn2(self.relu(self.bn1(x)))
+        y = self.relu(y + skip)
+        return y if scale is None else y * scale
+
+
+class NoneInside(OptionalSkip):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn(x))
+        z = None if x.dim() == 3 else y
+        return y if z is None else z
+
+
+class AnotherUseInEval(OptionalSkip):
+    """Its activation must stay a module for one of the ways."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn(x))
+        return y if self.training else y + self.relu(x)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from convert_cases import (
     FOLLOWED,
+    AnotherUseInEval,
     Block,
     Branching,
     ByTraining,
@@ -18,7 +19,9 @@ from convert_cases import (
     Methods,
     MutatingBranch,
     Noisy,
-    Optional_,
+    NoneInside,
+    OptionalPlaces,
+    OptionalSkip,
     Reaching,
     Shared,
     TwoNorms,
@@ -191,7 +194,8 @@ def test_a_sum_that_promotes() -> None:
     ("kind", "reason"),
     [
         (Shared, "shared"),
-        (Optional_, "skip is None"),
+        (NoneInside, "z is None"),
+        (AnotherUseInEval, "depends on training"),
         (ByTraining, "paths"),
         (Reaching, "several modules"),
         (Counting, "sets attributes"),
@@ -224,6 +228,23 @@ def test_a_pair_on_every_path_is_fused() -> None:
     x = torch.randn(8, 4, dtype=torch.float64)
     torch.testing.assert_close(converted(x), plain(x))
     torch.testing.assert_close(converted([x[:, :2], x[:, 2:]]), plain([x[:, :2], x[:, 2:]]))
+
+
+@pytest.mark.parametrize(("kind", "residuals"), [(OptionalSkip, 1), (OptionalPlaces, 1)])
+def test_arguments_that_may_be_none(kind: type[nn.Module], residuals: int) -> None:
+    plain = kind().double()
+    converted = convert(plain)
+    fused = conversion_report(converted).fused
+    assert len(fused) == sum(map(bnext.is_batch_norm, plain.modules()))
+    assert sum(entry.residual for entry in fused) == residuals
+    x, skip = (torch.randn(8, 4, dtype=torch.float64) for _ in range(2))
+    pickled = pickle.loads(pickle.dumps(converted))
+    for model in (converted, pickled, torch.compile(converted, backend="eager")):
+        for kwargs in ({}, {"skip": skip}, {"skip": None}):
+            torch.testing.assert_close(model(x, **kwargs), plain(x, **kwargs), rtol=1e-9, atol=1e-9)
+    if kind is OptionalPlaces:
+        expected = plain(x, skip, scale=None)
+        torch.testing.assert_close(converted(x, skip, scale=None), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_a_sum_of_two_norms() -> None:

@@ -119,7 +119,7 @@ MODELS = [
     Model("timm mobilenetv3_small_050", timm("mobilenetv3_small_050"), (5, 0, 29)),
     Model("timm convnext_atto", timm("convnext_atto"), (0, 0, 0)),
     Model("timm resnest14d", timm("resnest14d"), (19, 4, 4)),
-    Model("timm dla34", timm("dla34"), (9, 0, 28)),
+    Model("timm dla34", timm("dla34"), (33, 12, 4)),
     Model("PointNet", PointNet, (2, 0, 1), (8, 3, 40)),
     Model("video", video, (5, 2, 0), (2, 3, 5, 16, 16)),
     Model("pytorch-tabnet", tabnet, (0, 0, 21), (64, 16)),
