@@ -35,6 +35,8 @@ def rewritten(
     Raises:
         Untraceable: the code uses what cannot be imported.
     """
+    if cls.__reduce__ is not object.__reduce__ or cls.__reduce_ex__ is not object.__reduce_ex__:
+        raise Untraceable("its container has a way of its own to be copied")
     sources, references = [], set()
     for i, (graph, pairs) in enumerate(ways.values()):
         source, used = _source(graph, pairs)

@@ -70,6 +70,9 @@ def paths(module: nn.Module) -> Paths:
         raise Untraceable("its container is a TorchScript module")
     if "forward" in vars(module):
         raise Untraceable("its container's forward was replaced")
+    cls = type(module)
+    if cls.__module__.partition(".")[0] == "torch" and not isinstance(module, fx.GraphModule):
+        raise Untraceable(f"its container is torch's {cls.__name__}")  # may talk to other processes
     forward = inspect.unwrap(type(module).forward).__code__
     optional = sorted(_arguments_that_may_be_none(forward))
     by_none: dict[frozenset[str], list[fx.Graph]] = {}

@@ -282,6 +282,22 @@ def test_what_is_left_and_why() -> None:
     assert [type(m) for m in converted] == kinds
 
 
+def test_a_graph_of_fx_keeps_its_own_code() -> None:
+    """Its copies are made from the graph: only modules in it can be replaced."""
+    for follow, expected in ((FOLLOWED["module"][0], "fused"), (in_place_sum, "swapped")):
+        plain = torch.fx.symbolic_trace(Block(follow)).double()
+        converted = convert(plain)
+        assert [e.action for e in conversion_report(converted)] == [expected]
+        assert_same_function(copy.deepcopy(converted), plain, images()[:, :1].expand(-1, 4, -1, -1))
+
+
+def test_wrappers_are_not_followed() -> None:
+    model = nn.DataParallel(small().double())
+    converted = convert(model)
+    assert len(conversion_report(converted).fused) == 2
+    torch.testing.assert_close(converted(images()), model(images()), rtol=1e-9, atol=1e-9)
+
+
 def test_a_norm_alone() -> None:
     converted = convert(nn.BatchNorm2d(3))
     assert type(converted) is bnext.BatchNorm2d
