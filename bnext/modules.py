@@ -90,6 +90,25 @@ class _FusedBatchNorm(_NormBase):
             self._dims,
         )
 
+    def freeze(self) -> None:
+        """See :func:`bnext.freeze`."""
+        if self.running_mean is None:
+            raise ValueError("a layer without running statistics cannot be frozen")
+        if not self.frozen:
+            self.frozen = True
+            parameters = list(self.parameters(recurse=False))
+            self._required_grad = [p.requires_grad for p in parameters]
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+
+    def unfreeze(self) -> None:
+        """See :func:`bnext.unfreeze`."""
+        if self.frozen:
+            del self.frozen
+            required = vars(self).pop("_required_grad")
+            for parameter, before in zip(self.parameters(recurse=False), required, strict=True):
+                parameter.requires_grad_(before)
+
     def start_skipping(self) -> None:
         """Counts non-finite batches in ``nonfinite_batches``, instead of learning from them."""
         self.skip_nonfinite = True

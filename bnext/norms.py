@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 
 from bnext import modules
 from bnext.pairs import module_activation
+from bnext.statistics import flush
 
 _SWAPPED: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm1d: modules.BatchNorm1d,
@@ -21,6 +22,7 @@ _FUSED: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm3d: modules.BatchNormAct3d,
 }
 _PLAIN = {new: plain for plain, new in _SWAPPED.items()}
+_OF_BNEXT = ("ghost_batch_size", "activation", "process_group", "skip_nonfinite", "_accumulation")
 _ORIGINAL = "_bnext_original"  # the class of before, in the __dict__ of a converted norm
 
 
@@ -82,15 +84,22 @@ def to_bnext(module: nn.Module, activation: str | None, ghost_batch_size: int | 
     else:
         module.__class__ = _SWAPPED[plain] if is_alone(module) else _ThenActivation
     layer: Any = module
-    layer.ghost_batch_size = ghost_batch_size
+    if ghost_batch_size is not None or before not in _PLAIN:
+        layer.ghost_batch_size = ghost_batch_size
     if activation is not None:
         layer.activation = activation
 
 
 def to_plain(module: nn.Module) -> None:
-    """Undoes ``to_bnext``, and does nothing to other modules."""
+    """Undoes ``to_bnext`` and what was set since; does nothing to other modules."""
     before = vars(module).pop(_ORIGINAL, _PLAIN.get(type(module)))
-    if before is not None:
-        module.__class__ = before
-        for name in ("ghost_batch_size", "activation"):
-            vars(module).pop(name, None)
+    if before is None:
+        return
+    layer: Any = module
+    flush(layer)
+    layer.unfreeze()
+    module.__class__ = before
+    module._buffers.pop("nonfinite_batches", None)
+    module._non_persistent_buffers_set.discard("nonfinite_batches")
+    for name in _OF_BNEXT:
+        vars(module).pop(name, None)

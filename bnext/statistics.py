@@ -4,7 +4,7 @@ batches of all processes, those of several calls, or none that is not finite."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -67,9 +67,8 @@ def training_forward(
     """Training's forward of a layer that has a process group, accumulates, or skips batches."""
     running = Running.of(layer)
     group = _group(layer.process_group)
-    guarded = _only_if_finite(layer, running) if layer.skip_nonfinite else nullcontext()
     if group is None and layer._accumulation is None:
-        with guarded:
+        with _guarded(layer, running):
             return layer_forward(
                 input, weight, bias, running.mean, running.var, running.counter, residual, True,
                 running.momentum, layer.eps, activation, layer.ghost_batch_size, layer._dims,
@@ -85,12 +84,12 @@ def training_forward(
             if len(waiting) < layer._accumulation.steps:
                 return
             triples, layer._accumulation.triples = waiting, []
-        with guarded:
+        with _guarded(layer, running):
             running.update(triples, layer.eps)
 
     _check_rank_and_ghosts(layer, input)
     if group is not None and not torch.compiler.is_compiling():
-        _agree_once(layer, group)
+        _agree_once(layer, group, input.device)
     return batch_norm_in_steps(
         input, weight, bias, residual, layer.eps, activation, layer.ghost_batch_size, group, update
     )
@@ -100,7 +99,9 @@ def flush(layer: Any) -> None:
     """Updates the running statistics with the micro-batches that wait."""
     if layer._accumulation is not None and layer._accumulation.triples:
         triples, layer._accumulation.triples = layer._accumulation.triples, []
-        Running.of(layer).update(triples, layer.eps)
+        running = Running.of(layer)
+        with _guarded(layer, running):
+            running.update(triples, layer.eps)
 
 
 def check_process_group(process_group: Any) -> Any:
@@ -146,11 +147,10 @@ def _group(process_group: ProcessGroup | str | None) -> ProcessGroup | None:
 _agreed: WeakKeyDictionary[Any, ProcessGroup] = WeakKeyDictionary()
 
 
-def _agree_once(layer: Any, group: ProcessGroup) -> None:
+def _agree_once(layer: Any, group: ProcessGroup, device: torch.device) -> None:
     """Before the first collective of a size that depends on the layer: where they differ, gloo ends
     the process, and NCCL waits."""
     if _agreed.get(layer) is not group:
-        device = layer.running_mean.device if layer.running_mean is not None else None
         channels = gather(torch.tensor([layer.num_features], device=device), group).flatten()
         if not (channels == layer.num_features).all():
             raise RuntimeError(
@@ -161,8 +161,12 @@ def _agree_once(layer: Any, group: ProcessGroup) -> None:
 
 
 @contextmanager
-def _only_if_finite(layer: Any, running: Running) -> Iterator[None]:
-    """Takes an update back whose result is not finite, and counts it; without a sync."""
+def _guarded(layer: Any, running: Running) -> Iterator[None]:
+    """With ``skip_nonfinite``: takes an update back whose result is not finite, and counts it;
+    without waiting for a GPU."""
+    if not layer.skip_nonfinite:
+        yield
+        return
     tensors = [t for t in (running.mean, running.var, running.counter) if t is not None]
     before = [t.clone() for t in tensors]
     yield

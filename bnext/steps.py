@@ -36,15 +36,16 @@ class BatchNormInStepsFunction(torch.autograd.Function):
     ) -> Tensor:
         eps, activation, ghost_batch_size, group, update = rest
         triples = ops.batch_norm_reduce(input, ghost_batch_size)
-        alone = len(triples[0]) == 1
+        # Not the number of ghosts: a process with a small batch may have one, and another several.
+        together = ghost_batch_size is None
         total = ops.batch_norm_merge(*triples)
         if group is not None:
             total = ops.batch_norm_merge(*_gather_triples(total, group))
-        stats_of = total if alone else triples  # ghosts normalise by their own
+        stats_of = total if together else triples
         stats = ops.batch_norm_fold(*stats_of, None, None, None, None, eps, input.dtype)
         output = ops.batch_norm_apply(input, weight, bias, residual, *stats, activation)
         update(total)
-        ctx.settings = activation, group if alone else None
+        ctx.settings = activation, group if together else None
         ctx.stats, ctx.count = stats, stats_of[0]
         extra: tuple[Tensor | None, Tensor | None] = (None, None)
         if residual is not None and activation is not None:

@@ -17,7 +17,6 @@ from bnext.modules import _FusedBatchNorm, _FusedBatchNormAct
 from bnext.norms import is_batch_norm
 from bnext.statistics import DEFAULT_GROUP, Accumulation, check_process_group, flush
 
-_REQUIRED_GRAD = "_bnext_required_grad"  # of the parameters of a frozen layer, before
 _NORMALISATIONS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.RMSNorm)
 
 
@@ -37,12 +36,7 @@ def freeze(model: nn.Module) -> nn.Module:
         if layer.running_mean is None:
             raise ValueError(f"{name or 'model'} has no running statistics to be frozen with")
     for layer in layers.values():
-        if not layer.frozen:
-            parameters = list(layer.parameters(recurse=False))
-            vars(layer)[_REQUIRED_GRAD] = [p.requires_grad for p in parameters]
-            layer.frozen = True
-            for parameter in parameters:
-                parameter.requires_grad_(False)
+        layer.freeze()
     return model
 
 
@@ -53,11 +47,7 @@ def unfreeze(model: nn.Module) -> nn.Module:
         TypeError, ValueError: as :func:`freeze`, except for missing running statistics.
     """
     for _, layer in _layers(model):
-        if layer.frozen:
-            del layer.frozen
-            before = vars(layer).pop(_REQUIRED_GRAD)
-            for parameter, required in zip(layer.parameters(recurse=False), before, strict=True):
-                parameter.requires_grad_(required)
+        layer.unfreeze()
     return model
 
 

@@ -36,6 +36,7 @@ def build(
         [FOLDER / f"{program}_checks.cpp"],
         [f"-I{csrc}", *flags, *QUIET, *VARIANTS[variant]],
         headers,
+        first=FOLDER / "common.h",
     )
 
 

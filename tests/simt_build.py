@@ -76,13 +76,33 @@ def _make(command: list[str], inputs: Iterable[Path], target: str) -> Path:
     return path
 
 
+def precompiled(header: Path, flags: Sequence[str]) -> list[str]:
+    """Flags that include `header` first, compiled by g++ once for all with the same flags."""
+    if "clang" in compiler()[0]:
+        return []
+    flags = [flag for flag in flags if not flag.startswith("-I")]
+    digest = hashlib.sha256(repr((header.read_text(), flags)).encode()).hexdigest()[:16]
+    copy = BUILD / f"precompiled-{digest}" / header.name
+    # g++ takes any file of such a folder that fits.
+    copy.with_suffix(".h.gch").mkdir(parents=True, exist_ok=True)
+    if not copy.exists():
+        copy.write_text(header.read_text())
+    command = [*compiler(), *FLAGS, *flags, *includes(), "-x", "c++-header", str(header)]
+    _make(command, [header, *EXECUTOR_HEADERS], f"{copy.parent.name}/{header.name}.gch/{{}}")
+    return ["-include", str(copy)]
+
+
 def objects(
     name: str,
     sources: Sequence[Path],
     flags: Sequence[str] = (),
     headers: Sequence[Path] = (),
+    first: Path | None = None,
 ) -> list[Path]:
-    """Compiled with the executor's include folders; `name` tells builds with other flags apart."""
+    """Compiled with the executor's include folders; `name` tells builds with other flags apart,
+    `first` is a header to be precompiled."""
+    if first is not None:
+        flags = [*flags, *precompiled(first, flags)]
 
     def compile_one(source: Path) -> Path:
         command = [*compiler(), *FLAGS, *flags, *includes(), "-x", "c++", "-c", str(source)]
@@ -109,10 +129,11 @@ def program(
     flags: Sequence[str] = (),
     headers: Sequence[Path] = (),
     executor: Sequence[Path] | None = None,
+    first: Path | None = None,
 ) -> Path:
     """A C++ program of kernels and their launches, linked with the executor."""
     # Compiled for longer than they run.
-    parts = objects(name, sources, ["-O0", *flags], headers)
+    parts = objects(name, sources, ["-O0", *flags], headers, first)
     parts += executor_objects() if executor is None else executor
     sanitizers = [flag for flag in flags if flag.startswith("-fsanitize")]
     return link(f"{name}-{{}}.exe", parts, [*sanitizers, "-pthread"])

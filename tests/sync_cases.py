@@ -55,6 +55,11 @@ CASES = [
     Case("one value a rank", sizes=lambda world: [1] * world, shape=()),
     Case("cumulative", options={"momentum": None}),
     Case("ghosts", sizes=lambda world: [5] * world, options={"ghost_batch_size": 2}),
+    Case(
+        "ghosts, one a rank",
+        sizes=lambda world: [2, *[5] * (world - 1)],
+        options={"ghost_batch_size": 3},
+    ),
     Case("subgroups", subgroups=True),
     Case("ddp", how="ddp"),
     Case("ddp without buffers", how="ddp without buffers"),

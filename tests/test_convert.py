@@ -164,6 +164,13 @@ def test_ghost_batch_size_is_that_of_every_norm() -> None:
     assert [m.ghost_batch_size for m in norms] == [2, 2, 2]
 
 
+def test_layers_that_are_bnexts_keep_their_ghosts() -> None:
+    model = nn.Sequential(bnext.BatchNorm2d(4, ghost_batch_size=2), nn.ReLU())
+    converted = convert(model)
+    assert type(converted[0]) is bnext.BatchNormAct2d
+    assert converted[0].ghost_batch_size == 2
+
+
 @pytest.mark.parametrize("dims", [1, 3])
 def test_other_ranks(dims: int) -> None:
     torch.manual_seed(0)

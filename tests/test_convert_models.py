@@ -18,6 +18,7 @@ def test_converted_networks_train_and_predict_as_before(model: Model) -> None:
     residuals = sum(entry.residual for entry in report.fused)
     assert (len(report.fused), residuals, len(report.swapped)) == model.counts
     assert not report.left
+    assert result.checkpoints
     # float64. A step of training multiplies the rounding of the one before by up to 1e3 in
     # the deepest of these networks, whose last batch norms see 16 values per channel.
     assert result.output < 1e-12

@@ -265,6 +265,18 @@ def test_skorch() -> None:
 # --- compilers
 
 
+def test_a_whole_network_compiles_into_one_graph() -> None:
+    models = pytest.importorskip("torchvision").models
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = bnext.convert(models.resnet18(num_classes=4))
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
+    x = torch.randn(4, 3, 32, 32)
+    found, expected = compiled(x), model(x)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    found.sum().backward()
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_compiled_whole(training: bool) -> None:
     torch._dynamo.reset()

@@ -105,6 +105,18 @@ def test_unfreeze_restores_what_was() -> None:
     assert not torch.equal(old[0], model[0].running_mean)
 
 
+def test_revert_undoes_what_was_set() -> None:
+    plain = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU())
+    model = bnext.convert_sync(plain, ghost_batch_size=2)
+    bnext.accumulate(bnext.skip_nonfinite(bnext.freeze(model)), 2)
+    back = bnext.revert(model)
+    for found, expected in zip(back.modules(), plain.modules(), strict=True):
+        assert type(found) is type(expected)
+        assert vars(found).keys() == vars(expected).keys()
+    assert all(p.requires_grad for p in back.parameters())
+    assert list(dict(back.named_buffers())) == list(dict(plain.named_buffers()))
+
+
 # --- accumulate
 
 
@@ -140,6 +152,14 @@ def test_accumulating_gradients_are_the_layers() -> None:
     bnext.accumulate(layer("silu"), 2)(found, found * 2).square().sum().backward()
     layer("silu")(expected, expected * 2).square().sum().backward()
     torch.testing.assert_close(found.grad, expected.grad, rtol=1e-10, atol=1e-12)
+
+
+def test_second_derivatives_in_steps_are_an_error() -> None:
+    x = randn(4, 3, 5, 6).requires_grad_()
+    output = bnext.accumulate(layer(), 2)(x)
+    (grad,) = torch.autograd.grad(output.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        grad.sum().backward()
 
 
 def test_micro_batches_that_wait_are_not_lost() -> None:

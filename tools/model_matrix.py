@@ -132,12 +132,14 @@ class Result:
 
     Attributes:
         report: of convert.
+        checkpoints: whether the originals' loads into the converted model, and back.
         output: largest difference of the outputs in eval, over the largest output.
         loss: largest relative difference of the losses of three training steps.
         buffers: largest difference of a buffer after them, over its largest value.
     """
 
     report: bnext.report.ConversionReport
+    checkpoints: bool
     output: float
     loss: float
     buffers: float
@@ -160,10 +162,28 @@ def compare(model: Model) -> Result:
     ]
     return Result(
         bnext.conversion_report(converted),
+        checkpoints_load(plain, converted),
         output,
         max(abs(a - b) / abs(a) for a, b in zip(losses[0][0], losses[1][0], strict=True)),
         max(differences, default=0.0),
     )
+
+
+def checkpoints_load(plain: nn.Module, converted: nn.Module) -> bool:
+    """Both ways: what was different before is equal after."""
+    before, after = plain.state_dict(), converted.state_dict()
+    if list(before) != list(after):
+        return False
+    for source, target in ((plain, converted), (converted, plain)):
+        changed = copy.deepcopy(source)
+        for tensor in changed.state_dict().values():
+            tensor.add_(1)
+        loaded = copy.deepcopy(target)
+        loaded.load_state_dict(changed.state_dict())
+        pairs = zip(loaded.state_dict().values(), changed.state_dict().values(), strict=True)
+        if not all(torch.equal(a, b) for a, b in pairs):
+            return False
+    return True
 
 
 def spread_statistics(model: nn.Module) -> None:
