@@ -2,7 +2,7 @@
 #include <vector>
 
 #include "../ops.h"
-#include "schedule.h"
+#include "steps.h"
 #include "tensors.h"
 
 namespace bnext {

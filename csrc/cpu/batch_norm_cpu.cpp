@@ -5,7 +5,7 @@
 
 #include "../ops.h"
 #include "running_stats_cpu.h"
-#include "schedule.h"
+#include "steps.h"
 #include "tensors.h"
 
 namespace bnext {

@@ -1,8 +1,6 @@
-// How the work of one call is cut into pieces and run. Pieces are cut by size, never by the number
+// How the work of one call is cut into pieces. Pieces are cut by size, never by the number
 // of threads, and are merged in a fixed order: results are the same bits for any thread count.
 #pragma once
-
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -150,81 +148,5 @@ class Schedule {
   std::int64_t channel_cuts_;
   std::int64_t plane_cuts_;
 };
-
-// Which of the three steps an op runs.
-struct Phases {
-  bool reduce;
-  bool apply;
-};
-
-// Runs the steps of `Steps`:
-//   Scratch                                      what the steps of one ghost hand to each other
-//   make_scratch() -> Scratch
-//   prepare(ghost, scratch)                      per-channel constants known before the reduction
-//   reduce(piece, scratch)                       -> partial results of the piece
-//   fold(ghost, group, channels, scratch)        merges the partials; constants for apply
-//   apply(piece, scratch)
-// Groups are sets of consecutive ghosts that one thread folds in order.
-template <typename Steps>
-void run_steps(const Schedule& schedule, Phases phases, Steps& steps) {
-  const std::int64_t num_pieces = schedule.num_pieces();
-  const std::int64_t num_ghosts = schedule.num_ghosts();
-  const std::int64_t n_channel = schedule.n_channel();
-
-  if (schedule.ghost_by_ghost()) {
-    at::parallel_for(0, schedule.num_groups(), 1, [&](std::int64_t begin, std::int64_t end) {
-      auto scratch = steps.make_scratch();
-      for (std::int64_t group = begin; group < end; ++group) {
-        const std::int64_t first = schedule.first_ghost(group);
-        const std::int64_t last = schedule.first_of_next(group);
-        for (std::int64_t ghost = first; ghost < last; ++ghost) {
-          steps.prepare(ghost, scratch);
-          if (phases.reduce) {
-            for (std::int64_t i = 0; i < num_pieces; ++i) {
-              steps.reduce(schedule.piece(ghost, i), scratch);
-            }
-            steps.fold(ghost, group, Range{0, n_channel}, scratch);
-          }
-          for (std::int64_t i = num_pieces; phases.apply && i-- > 0;) {
-            steps.apply(schedule.piece(ghost, i), scratch);
-          }
-        }
-      }
-    });
-    return;
-  }
-
-  using Scratch = decltype(steps.make_scratch());
-  std::vector<Scratch> scratch;
-  scratch.reserve(num_ghosts);
-  for (std::int64_t ghost = 0; ghost < num_ghosts; ++ghost) {
-    scratch.push_back(steps.make_scratch());
-    steps.prepare(ghost, scratch[ghost]);
-  }
-  if (phases.reduce) {
-    at::parallel_for(0, num_ghosts * num_pieces, 1, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t i = begin; i < end; ++i) {
-        const std::int64_t ghost = i / num_pieces;
-        steps.reduce(schedule.piece(ghost, i % num_pieces), scratch[ghost]);
-      }
-    });
-    const std::int64_t fold_grain =
-        std::max<std::int64_t>(1, kGrainElements / 8 / schedule.num_partials());
-    for (std::int64_t ghost = 0; ghost < num_ghosts; ++ghost) {
-      at::parallel_for(0, n_channel, fold_grain, [&](std::int64_t begin, std::int64_t end) {
-        steps.fold(ghost, ghost, Range{begin, end}, scratch[ghost]);
-      });
-    }
-  }
-  if (phases.apply) {
-    // Backwards: what a thread reduced last is what its cache still holds.
-    at::parallel_for(0, num_ghosts * num_pieces, 1, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t i = end; i-- > begin;) {
-        const std::int64_t ghost = i / num_pieces;
-        steps.apply(schedule.piece(ghost, i % num_pieces), scratch[ghost]);
-      }
-    });
-  }
-}
 
 }  // namespace bnext

@@ -1,0 +1,102 @@
+// How the steps of one call are run over the pieces of its schedule.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "schedule.h"
+#include "team.h"
+
+namespace bnext {
+
+// Which of the three steps an op runs.
+struct Phases {
+  bool reduce;
+  bool apply;
+};
+
+// Runs the steps of `Steps`:
+//   Scratch                                      what the steps of one ghost hand to each other
+//   make_scratch() -> Scratch
+//   prepare(ghost, scratch)                      per-channel constants known before the reduction
+//   reduce(piece, scratch)                       -> partial results of the piece
+//   fold(ghost, group, channels, scratch)        merges the partials; constants for apply
+//   apply(piece, scratch)
+// Groups are sets of consecutive ghosts that one thread folds in order.
+template <typename Steps>
+void run_ghost_by_ghost(const Schedule& schedule, Phases phases, Steps& steps) {
+  const std::int64_t num_pieces = schedule.num_pieces();
+  const std::int64_t workers = num_workers(schedule.num_groups());
+  StepItems groups(schedule.num_groups(), workers);
+  run_workers(workers, [&](std::int64_t worker) {
+    auto scratch = steps.make_scratch();
+    groups.run(worker, [&](std::int64_t group) {
+      const std::int64_t last = schedule.first_of_next(group);
+      for (std::int64_t ghost = schedule.first_ghost(group); ghost < last; ++ghost) {
+        steps.prepare(ghost, scratch);
+        if (phases.reduce) {
+          for (std::int64_t i = 0; i < num_pieces; ++i) {
+            steps.reduce(schedule.piece(ghost, i), scratch);
+          }
+          steps.fold(ghost, group, Range{0, schedule.n_channel()}, scratch);
+        }
+        for (std::int64_t i = num_pieces; phases.apply && i-- > 0;) {
+          steps.apply(schedule.piece(ghost, i), scratch);
+        }
+      }
+    });
+  });
+}
+
+template <typename Steps>
+void run_step_by_step(const Schedule& schedule, Phases phases, Steps& steps) {
+  const std::int64_t num_pieces = schedule.num_pieces();
+  const std::int64_t num_ghosts = schedule.num_ghosts();
+  const std::int64_t pieces = num_ghosts * num_pieces;
+  const std::int64_t fold_cuts = std::clamp<std::int64_t>(
+      schedule.n_channel() * schedule.num_partials() / (kGrainElements / 8), 1,
+      schedule.n_channel());
+
+  std::vector<decltype(steps.make_scratch())> scratch;
+  scratch.reserve(num_ghosts);
+  for (std::int64_t ghost = 0; ghost < num_ghosts; ++ghost) {
+    scratch.push_back(steps.make_scratch());
+    steps.prepare(ghost, scratch[ghost]);
+  }
+  const std::int64_t workers = num_workers(pieces);
+  StepItems reduce(pieces, workers);
+  StepItems fold(num_ghosts * fold_cuts, workers);
+  // Backwards: what a thread reduced last is what its cache still holds.
+  StepItems apply(pieces, workers, Walk::kBackward);
+  run_workers(workers, [&](std::int64_t worker) {
+    if (phases.reduce) {
+      reduce.run(worker, [&](std::int64_t i) {
+        const std::int64_t ghost = i / num_pieces;
+        steps.reduce(schedule.piece(ghost, i % num_pieces), scratch[ghost]);
+      });
+      fold.run(worker, [&](std::int64_t i) {
+        const std::int64_t ghost = i / fold_cuts;
+        const Range channels = split_range(schedule.n_channel(), fold_cuts, i % fold_cuts);
+        steps.fold(ghost, ghost, channels, scratch[ghost]);
+      });
+    }
+    if (phases.apply) {
+      apply.run(worker, [&](std::int64_t i) {
+        const std::int64_t ghost = i / num_pieces;
+        steps.apply(schedule.piece(ghost, i % num_pieces), scratch[ghost]);
+      });
+    }
+  });
+}
+
+template <typename Steps>
+void run_steps(const Schedule& schedule, Phases phases, Steps& steps) {
+  if (schedule.ghost_by_ghost()) {
+    run_ghost_by_ghost(schedule, phases, steps);
+  } else {
+    run_step_by_step(schedule, phases, steps);
+  }
+}
+
+}  // namespace bnext
