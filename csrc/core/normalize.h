@@ -25,13 +25,18 @@ BNEXT_HD inline acc_t inverse_std(double variance, double eps) {
 }
 
 template <typename acc_t>
-BNEXT_HD inline ChannelStats<acc_t> channel_stats(const Welford<double>& welford, double eps) {
+BNEXT_HD inline ChannelStats<acc_t> channel_stats(double mean, double variance, double eps) {
   ChannelStats<acc_t> stats;
-  stats.mean = static_cast<acc_t>(welford.mean);
-  const auto rest = static_cast<acc_t>(welford.mean - static_cast<double>(stats.mean));
+  stats.mean = static_cast<acc_t>(mean);
+  const auto rest = static_cast<acc_t>(mean - static_cast<double>(stats.mean));
   stats.mean_lo = Math<acc_t>::where_nan(rest, acc_t(0), rest);  // inf - inf
-  stats.invstd = inverse_std<acc_t>(welford.biased_variance(), eps);
+  stats.invstd = inverse_std<acc_t>(variance, eps);
   return stats;
+}
+
+template <typename acc_t>
+BNEXT_HD inline ChannelStats<acc_t> channel_stats(const Welford<double>& welford, double eps) {
+  return channel_stats<acc_t>(welford.mean, welford.biased_variance(), eps);
 }
 
 // output = activation((x - mean) * scale + shift + residual). Never x * scale + shift', which

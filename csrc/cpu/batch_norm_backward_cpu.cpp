@@ -120,6 +120,7 @@ class BackwardSteps {
     args.grad_input = at_offset(grad_input_, piece.offset);
     args.grad_residual = at_offset(grad_residual_, piece.offset);
     args.stream = schedule_.stream(piece, sizeof(scalar_t));
+    args.ahead = args.stream ? piece.ahead : 0;  // else it is in the cache
     kernel_table().of<scalar_t>().grad_apply(args, piece.slab);
   }
 

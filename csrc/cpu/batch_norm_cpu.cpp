@@ -215,6 +215,7 @@ class ForwardSteps {
     args.shift = scratch.shift.data() + piece.channel;
     args.activation = activation_;
     args.stream = schedule_.stream(piece, sizeof(scalar_t));
+    args.ahead = args.stream ? piece.ahead : 0;  // else it is in the cache
     kernel_table().of<scalar_t>().apply(args, piece.slab);
   }
 

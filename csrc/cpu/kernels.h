@@ -64,6 +64,7 @@ struct ApplyArgs {
   const acc_t* shift;
   Activation activation;
   bool stream;  // store past the caches: all lines and runs start at multiples of kStreamAlign
+  std::int64_t ahead;  // what lies this many elements further on will be read next; 0: unknown
 
   void advance(std::int64_t offset) {
     input += offset;
@@ -103,7 +104,8 @@ struct GradApplyArgs : GradArgs<scalar_t> {
   const acc_t* coef_0;
   scalar_t* grad_input;     // null if not wanted
   scalar_t* grad_residual;  // null if not wanted
-  bool stream;              // as in ApplyArgs
+  bool stream;              // as in ApplyArgs, and so is
+  std::int64_t ahead;
 
   void advance(std::int64_t offset) {
     GradArgs<scalar_t>::advance(offset);

@@ -42,8 +42,6 @@ struct GradPack {
       const GradConstants<scalar_t, K>& constants,
       int k) {
     const std::int64_t at = strip.at + line * strip.stride + k * P::kSize;
-    fetch<K>(args.input, strip, line, k);
-    fetch<K>(args.grad_output, strip, line, k);
     const P grad = P::load(args.grad_output + at, strip.lanes);
     const P xmu = P::load(args.input + at, strip.lanes) - constants.mean[k];
     if constexpr (std::is_same_v<Act, NoActivation>) {
@@ -101,6 +99,8 @@ struct StripGradSums {
       const GradConstants<scalar_t, K>& constants) {
     for (std::int64_t i = begin; i < end; ++i) {
       BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
+        fetch<kFetchFar<scalar_t>>(args.input, strip, i, k);
+        fetch<kFetchFar<scalar_t>>(args.grad_output, strip, i, k);
         add_pack(
             GradPack<scalar_t>::template load<Act, kDerivative>(args, strip, i, constants, k), k);
       }
@@ -140,7 +140,7 @@ class ColumnGradSums {
             columns, [&](auto packs, std::int64_t column, std::int64_t lanes, std::int64_t fresh) {
           const Strip strip{
               (begin + line) * slab.stride + first + column, group_lines, slab.stride, lanes,
-              fetch_start<scalar_t>(slab, begin + line, group_lines, first + column)};
+              fetch_next_lines<scalar_t, packs()>(slab, begin + line, group_lines, first + column)};
           constexpr int K = packs();
           StripGradSums<scalar_t, K> sums;
           sums.template add_lines<Act, kDerivative>(
@@ -292,7 +292,7 @@ BNEXT_KERNEL void grad_apply_slab(const GradApplyArgs<scalar_t> args, const Slab
   using P = Pack<scalar_t>;
   const bool frozen = !kPlain && args.coef_x == nullptr;
   for_each_strip<scalar_t, kStripPacks<scalar_t>>(
-      slab, [&](auto packs, const Strip& strip, auto source) {
+      slab, args.ahead, [&](auto packs, const Strip& strip, auto source) {
     constexpr int K = packs();
     const GradConstants<scalar_t, K> constants(args, source);
     P coef_x[K], coef_0[K];
@@ -303,11 +303,18 @@ BNEXT_KERNEL void grad_apply_slab(const GradApplyArgs<scalar_t> args, const Slab
     for (std::int64_t i = 0; i < strip.lines; ++i) {
       BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
         const std::int64_t here = strip.at + i * strip.stride + k * P::kSize;
+        if (args.stream) {
+          fetch<kFetchFar<scalar_t>>(args.input, strip, i, k);
+          fetch<kFetchFar<scalar_t>>(args.grad_output, strip, i, k);
+        } else {
+          fetch<FetchInto::kL1>(args.input, strip, i, k);
+          fetch<FetchInto::kL1>(args.grad_output, strip, i, k);
+          if constexpr (kPlain) {
+            fetch<FetchInto::kL1ToWrite>(args.grad_input, strip, i, k);
+          }
+        }
         const auto pack =
             GradPack<scalar_t>::template load<Act, kDerivative>(args, strip, i, constants, k);
-        if (kPlain && !args.stream) {
-          fetch<K, true>(args.grad_input, strip, i, k);
-        }
         if (!kPlain && args.grad_residual != nullptr) {
           pack.dy.store(args.grad_residual + here, strip.lanes);
         }
@@ -346,9 +353,6 @@ void grad_apply(const GradApplyArgs<scalar_t>& args, const Slab& slab) {
       }
     });
   });
-  if (args.stream) {
-    stream_fence();
-  }
 }
 
 }  // namespace

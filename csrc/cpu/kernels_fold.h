@@ -23,8 +23,9 @@ void statistics(const StatisticsArgs<AccType<scalar_t>> args, std::int64_t n_cha
   acc_t* __restrict mean = args.save_mean;
   acc_t* __restrict mean_lo = args.save_mean_lo;
   acc_t* __restrict invstd = args.save_invstd;
+  const double one_over_count = 1.0 / args.count;
   for (std::int64_t c = 0; c < n_channel; ++c) {
-    const auto stats = channel_stats<acc_t>({args.count, args.mean[c], args.m2[c]}, args.eps);
+    const auto stats = channel_stats<acc_t>(args.mean[c], args.m2[c] * one_over_count, args.eps);
     mean[c] = stats.mean;
     mean_lo[c] = stats.mean_lo;
     invstd[c] = stats.invstd;

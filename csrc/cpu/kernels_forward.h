@@ -35,7 +35,7 @@ struct StripSums {
     const scalar_t* x = input + strip.at + begin * strip.stride;
     for (std::int64_t i = begin; i < end; ++i, x += strip.stride) {
       BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
-        fetch<K>(input, strip, i, k);
+        fetch<FetchInto::kL1>(input, strip, i, k);
         add_pack(P::load(x + k * P::kSize, strip.lanes) - pivot[k], k);
       }
     }
@@ -60,7 +60,7 @@ BNEXT_INLINE void sum_lines(const scalar_t* input, const Strip& strip, Pack<scal
   }
   for (std::int64_t i = 0; i < strip.lines; ++i, x += strip.stride) {
     BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
-      fetch<K>(input, strip, i, k);
+      fetch<FetchInto::kL1>(input, strip, i, k);
       sum[k] = sum[k] + P::load(x + k * P::kSize, strip.lanes);
     }
   }
@@ -88,7 +88,7 @@ class ColumnMoments {
             packs, input,
             Strip{
                 begin * slab.stride + first + column, pivot_lines, slab.stride, lanes,
-                fetch_start<scalar_t>(slab, begin, pivot_lines, first + column)},
+                fetch_next_lines<scalar_t, packs()>(slab, begin, pivot_lines, first + column)},
             column);
       });
       for (std::int64_t line = 0; line < block_lines; line += group) {
@@ -97,7 +97,7 @@ class ColumnMoments {
             columns, [&](auto packs, std::int64_t column, std::int64_t lanes, std::int64_t fresh) {
           const Strip strip{
               (begin + line) * slab.stride + first + column, group_lines, slab.stride, lanes,
-              fetch_start<scalar_t>(slab, begin + line, group_lines, first + column)};
+              fetch_next_lines<scalar_t, packs()>(slab, begin + line, group_lines, first + column)};
           add_group(packs, input, strip, column, fresh, line == 0);
         });
       }
@@ -265,10 +265,10 @@ class RunBlock {
     P sum[1];
     if (pivot_lines_ != 0) {
       P sums[K];
-      sum_lines(x, Strip{0, pivot_lines_, K * P::kSize, P::kSize, -1}, sums);
+      sum_lines(x, Strip{0, pivot_lines_, K * P::kSize, P::kSize, {}}, sums);
       sum[0] = sum_of(sums);
     } else {
-      sum_lines(x, Strip{0, pivot_packs_, P::kSize, P::kSize, -1}, sum);
+      sum_lines(x, Strip{0, pivot_packs_, P::kSize, P::kSize, {}}, sum);
     }
     return finite_pivot(sum[0].rough_sum_of_lanes() * one_over_pivot_size_);
   }
@@ -332,7 +332,7 @@ template <typename scalar_t, typename Act, bool kResidual>
 BNEXT_KERNEL void apply_slab(const ApplyArgs<scalar_t> args, const Slab slab) {
   using P = Pack<scalar_t>;
   for_each_strip<scalar_t, kStripPacks<scalar_t>>(
-      slab, [&](auto packs, const Strip& strip, auto constants) {
+      slab, args.ahead, [&](auto packs, const Strip& strip, auto constants) {
     constexpr int K = packs();
     P mean[K], scale[K], shift[K];
     BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
@@ -344,9 +344,11 @@ BNEXT_KERNEL void apply_slab(const ApplyArgs<scalar_t> args, const Slab slab) {
     for (std::int64_t i = 0; i < strip.lines; ++i, at += strip.stride) {
       BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
         const std::int64_t here = at + k * P::kSize;
-        fetch<K>(args.input, strip, i, k);
-        if (!args.stream) {
-          fetch<K, true>(args.output, strip, i, k);
+        if (args.stream) {
+          fetch<kFetchFar<scalar_t>>(args.input, strip, i, k);
+        } else {
+          fetch<FetchInto::kL1>(args.input, strip, i, k);
+          fetch<FetchInto::kL1ToWrite>(args.output, strip, i, k);
         }
         P z = normalize(P::load(args.input + here, strip.lanes), mean[k], scale[k], shift[k]);
         if constexpr (kResidual) {
@@ -380,9 +382,6 @@ void apply(const ApplyArgs<scalar_t>& args, const Slab& slab) {
       }
     });
   });
-  if (args.stream) {
-    stream_fence();
-  }
 }
 
 }  // namespace

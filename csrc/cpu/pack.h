@@ -75,13 +75,6 @@ BNEXT_INLINE void stream_bytes(void* p, const Vec& value) {
 #endif
 }
 
-// After the last of them, before another thread may read.
-BNEXT_INLINE void stream_fence() {
-#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
-  _mm_sfence();
-#endif
-}
-
 template <typename scalar_t>
 struct Pack {
   using acc_t = AccType<scalar_t>;

@@ -31,6 +31,7 @@ struct Piece {
   std::int64_t offset;   // of its first element in the tensor
   std::int64_t channel;  // its first channel
   std::int64_t partial;  // which of the ghost's partial results it contributes to
+  std::int64_t ahead;    // from its elements to those of the next ghost; 0 if that is not read next
 };
 
 class Schedule {
@@ -40,8 +41,10 @@ class Schedule {
     const bool rows = layout.order == Order::kRows;
     lines_per_sample_ = rows ? layout.spatial : 1;
     inner_ = rows ? 1 : layout.spatial;
+    samples_per_ghost_ = layout.n_batch / num_ghosts;
+    longer_ghosts_ = layout.n_batch % num_ghosts;
     // The smallest ghost decides: every ghost is cut into the same number of pieces.
-    const std::int64_t lines = layout.n_batch / num_ghosts * lines_per_sample_;
+    const std::int64_t lines = samples_per_ghost_ * lines_per_sample_;
     ghost_elements_ = lines * line_length();
     const std::int64_t wanted =
         std::clamp<std::int64_t>(ghost_elements_ / kGrainElements, 1, kMaxPieces);
@@ -81,24 +84,32 @@ class Schedule {
 
   // Values per channel that contribute to a partial result of a ghost.
   double partial_count(std::int64_t ghost, std::int64_t partial) const {
+    if (num_partials() == 1) {
+      return count(ghost);
+    }
     const Slab slab = piece(ghost, partial * channel_cuts_).slab;
     return static_cast<double>(slab.lines * slab.inner);
   }
 
   Piece piece(std::int64_t ghost, std::int64_t i) const {
-    const std::int64_t channel_cut = i % channel_cuts_;
-    const std::int64_t partial = i / channel_cuts_;
-    const Range channels = split_range(layout_.n_channel, channel_cuts_, channel_cut);
-    const Range plane = split_range(inner_, plane_cuts_, partial % plane_cuts_);
     const Range ghost_samples = samples(ghost);
-    const Range lines =
-        split_range(ghost_samples.size() * lines_per_sample_, line_cuts_, partial / plane_cuts_);
+    Range channels{0, layout_.n_channel};
+    Range plane{0, inner_};
+    Range lines{0, ghost_samples.size() * lines_per_sample_};
+    std::int64_t partial = 0;
+    if (num_pieces() > 1) {  // else, for small ghosts, no time is spent on divisions
+      partial = i / channel_cuts_;
+      channels = split_range(channels.end, channel_cuts_, i % channel_cuts_);
+      plane = split_range(plane.end, plane_cuts_, partial % plane_cuts_);
+      lines = split_range(lines.end, line_cuts_, partial / plane_cuts_);
+    }
     Piece piece;
     piece.slab = {lines.size(), channels.size() * plane.size(), line_length(), plane.size()};
     piece.offset = (ghost_samples.begin * lines_per_sample_ + lines.begin) * line_length() +
                    channels.begin * inner_ + plane.begin;
     piece.channel = channels.begin;
     piece.partial = partial;
+    piece.ahead = 0;
     return piece;
   }
 
@@ -112,6 +123,13 @@ class Schedule {
     };
     return 4 * layout_.numel() * element_size > last_level_cache_bytes() && aligned(run) &&
            aligned(slab.stride) && aligned(piece.offset);
+  }
+
+  // From the elements of a small ghost to those of the next, which fit into a core's cache beside
+  // its own; else 0.
+  std::int64_t distance_to_next(std::int64_t ghost) const {
+    const bool near = ghost_elements_ <= kGrainElements && ghost + 1 < num_ghosts_;
+    return near ? samples(ghost).size() * lines_per_sample_ * line_length() : 0;
   }
 
   // Small ghosts go through all three steps one after the other, while they are in cache; groups
@@ -136,13 +154,17 @@ class Schedule {
  private:
   std::int64_t line_length() const { return layout_.n_channel * inner_; }
   Range samples(std::int64_t ghost) const {
-    return split_range(layout_.n_batch, num_ghosts_, ghost);
+    // As split_range.
+    const std::int64_t begin = ghost * samples_per_ghost_ + std::min(ghost, longer_ghosts_);
+    return {begin, begin + samples_per_ghost_ + (ghost < longer_ghosts_ ? 1 : 0)};
   }
 
   Layout layout_;
   std::int64_t num_ghosts_;
   std::int64_t lines_per_sample_;
   std::int64_t inner_;
+  std::int64_t samples_per_ghost_;
+  std::int64_t longer_ghosts_;  // by one sample
   std::int64_t ghost_elements_;
   std::int64_t line_cuts_;
   std::int64_t channel_cuts_;

@@ -42,7 +42,9 @@ void run_ghost_by_ghost(const Schedule& schedule, Phases phases, Steps& steps) {
           steps.fold(ghost, group, Range{0, schedule.n_channel()}, scratch);
         }
         for (std::int64_t i = num_pieces; phases.apply && i-- > 0;) {
-          steps.apply(schedule.piece(ghost, i), scratch);
+          Piece piece = schedule.piece(ghost, i);
+          piece.ahead = phases.reduce ? schedule.distance_to_next(ghost) : 0;
+          steps.apply(piece, scratch);
         }
       }
     });

@@ -15,6 +15,14 @@
 
 namespace bnext {
 
+// Stores past the caches are not in order with others: this is for the thread that made them,
+// before another may read. It waits for all of them, too long for once a piece.
+inline void finish_streams() {
+#if defined(__x86_64__)
+  __builtin_ia32_sfence();
+#endif
+}
+
 // Calls body(worker) for workers 0 .. n - 1, in as many threads as there are. No worker may wait
 // for another to start.
 template <typename F>
@@ -23,6 +31,7 @@ void run_workers(std::int64_t n, const F& body) {
     for (std::int64_t worker = begin; worker < end; ++worker) {
       body(worker);
     }
+    finish_streams();
   });
 }
 

@@ -74,13 +74,20 @@ std::int64_t sum_group_lines(std::int64_t stride) {
   return near_lines<scalar_t>(stride, 8192, kMinGroupLines, kGroupLines);
 }
 
+// What is fetched while a strip is read: an element with its first, and one `stride` elements
+// further with each line.
+struct Fetch {
+  std::int64_t at = -1;  // negative: nothing
+  std::int64_t stride = 0;
+};
+
 // K adjacent packs of `lines` lines; only a strip of one pack may have fewer than all lanes.
 struct Strip {
   std::int64_t at;  // of its first element in the slab
   std::int64_t lines;
   std::int64_t stride;
   std::int64_t lanes;
-  std::int64_t fetch;  // the element that is fetched with the first, negative if none is
+  Fetch fetch;
 };
 
 template <int K>
@@ -125,20 +132,33 @@ BNEXT_INLINE void for_each_column_strip(std::int64_t columns, F&& f) {
 
 // While some lines of a wide matrix are walked strip by strip, the next ones are fetched in the
 // order of memory: the strips alone would be many streams for the prefetchers of the hardware.
-// Where a strip at `column` starts to fetch; negative where one strip is a line, and so in order.
-template <typename scalar_t>
-std::int64_t fetch_start(
+// The share of a strip of K packs at `column`; nothing where one strip is a line, and so in order.
+template <typename scalar_t, int K>
+Fetch fetch_next_lines(
     const Slab& slab, std::int64_t line, std::int64_t lines, std::int64_t column) {
-  constexpr std::int64_t kWidth = kStripPacks<scalar_t> * Pack<scalar_t>::kSize;
-  const bool wanted = slab.stride == slab.length && slab.length > kWidth;
-  return wanted ? (line + lines) * slab.stride + column * lines : -1;
+  constexpr std::int64_t kSize = Pack<scalar_t>::kSize;
+  const bool wanted = slab.stride == slab.length && slab.length > kStripPacks<scalar_t> * kSize;
+  return wanted ? Fetch{(line + lines) * slab.stride + column * lines, K * kSize} : Fetch{};
 }
 
-template <int K, bool kWrite = false, typename scalar_t>
+enum class FetchInto { kL1, kL1ToWrite, kL2 };
+
+// From memory, or several streams: measured (docs/performance.md), for float beyond the first
+// level, which otherwise loses what is still to be read.
+template <typename scalar_t>
+constexpr FetchInto kFetchFar = sizeof(scalar_t) < sizeof(float) ? FetchInto::kL1 : FetchInto::kL2;
+
+// What the strip fetches with pack k of a line.
+template <FetchInto kInto, typename scalar_t>
 BNEXT_INLINE void fetch(const scalar_t* p, const Strip& strip, std::int64_t line, int k) {
-  constexpr std::int64_t kSize = Pack<scalar_t>::kSize;
-  if (strip.fetch >= 0) {
-    __builtin_prefetch(p + strip.fetch + (line * K + k) * kSize, kWrite ? 1 : 0);
+  if (strip.fetch.at >= 0) {
+    p += strip.fetch.at + line * strip.fetch.stride + k * Pack<scalar_t>::kSize;
+    // The arguments must be constants.
+    if constexpr (kInto == FetchInto::kL2) {
+      __builtin_prefetch(p, 0, 2);
+    } else {
+      __builtin_prefetch(p, kInto == FetchInto::kL1ToWrite ? 1 : 0, 3);
+    }
   }
 }
 
@@ -149,14 +169,14 @@ BNEXT_INLINE void for_each_run_strip(std::int64_t at, std::int64_t size, F&& f, 
   constexpr std::int64_t kSize = Pack<scalar_t>::kSize;
   const std::int64_t lines = size / (K * kSize);
   if (lines != 0) {
-    f(Packs<K>{}, Strip{at, lines, K * kSize, kSize, -1});
+    f(Packs<K>{}, Strip{at, lines, K * kSize, kSize, {}});
   }
   const std::int64_t packs = size / kSize - lines * K;
   if (K > 1 && packs != 0) {
-    f(Packs<1>{}, Strip{at + lines * K * kSize, packs, kSize, kSize, -1});
+    f(Packs<1>{}, Strip{at + lines * K * kSize, packs, kSize, kSize, {}});
   }
   if (size % kSize != 0) {
-    f_rest(Strip{at + size - kSize, 1, kSize, kSize, -1}, size % kSize);
+    f_rest(Strip{at + size - kSize, 1, kSize, kSize, {}}, size % kSize);
   }
 }
 
@@ -181,9 +201,10 @@ BNEXT_INLINE void for_each_run_block(const Slab& slab, std::int64_t block, F&& f
 }
 
 // Calls f(packs, strip, constants) for strips that cover the slab, some elements of it twice: of a
-// wide matrix, or of one run after the other.
+// wide matrix, or of one run after the other. Those of a wide matrix fetch what lies `ahead`
+// elements further on, or, if that is 0, the next lines.
 template <typename scalar_t, int K, typename F>
-BNEXT_INLINE void for_each_strip(const Slab slab, F&& f) {
+BNEXT_INLINE void for_each_strip(const Slab slab, std::int64_t ahead, F&& f) {
   if (slab.inner > kShortRun) {
     const std::int64_t channels = slab.channels();
     for (std::int64_t line = 0; line < slab.lines; ++line) {
@@ -202,11 +223,12 @@ BNEXT_INLINE void for_each_strip(const Slab slab, F&& f) {
     const std::int64_t lines = std::min(walk, slab.lines - line);
     for_each_column_strip<scalar_t, K>(
         slab.length, [&](auto packs, std::int64_t column, std::int64_t lanes, std::int64_t) {
-      f(packs,
-        Strip{
-            line * slab.stride + column, lines, slab.stride, lanes,
-            fetch_start<scalar_t>(slab, line, lines, column)},
-        PerColumn{column, lanes});
+      const std::int64_t at = line * slab.stride + column;
+      const Strip strip{
+          at, lines, slab.stride, lanes,
+          ahead != 0 ? Fetch{at + ahead, slab.stride}
+                     : fetch_next_lines<scalar_t, packs()>(slab, line, lines, column)};
+      f(packs, strip, PerColumn{column, lanes});
     });
   }
 }
