@@ -91,14 +91,20 @@ struct BackwardConstants {
   acc_t coef_0;
 };
 
-// sums.sum_dy_xmu is about the exact mean (hi + lo), count the number of values per channel.
+// From the means of dy and of dy * (x - mean), about the exact mean (hi + lo).
+template <typename acc_t>
+BNEXT_HD inline BackwardConstants<acc_t> backward_constants(
+    const ChannelStats<acc_t>& stats, acc_t scale, double mean_dy, double mean_dy_xmu) {
+  const double invstd = stats.invstd;
+  const double coef_x = -double(scale) * invstd * invstd * mean_dy_xmu;
+  const double coef_0 = -double(scale) * mean_dy - double(stats.mean_lo) * coef_x;
+  return {static_cast<acc_t>(coef_x), static_cast<acc_t>(coef_0)};
+}
+
 template <typename acc_t>
 BNEXT_HD inline BackwardConstants<acc_t> backward_constants(
     const ChannelStats<acc_t>& stats, acc_t scale, double count, const GradSums& sums) {
-  const double invstd = stats.invstd;
-  const double coef_x = -double(scale) * invstd * invstd * (sums.sum_dy_xmu / count);
-  const double coef_0 = -double(scale) * (sums.sum_dy / count) - double(stats.mean_lo) * coef_x;
-  return {static_cast<acc_t>(coef_x), static_cast<acc_t>(coef_0)};
+  return backward_constants(stats, scale, sums.sum_dy / count, sums.sum_dy_xmu / count);
 }
 
 template <typename T>
