@@ -34,9 +34,7 @@ def patched(name: str, mutants: Sequence[Mutant]) -> Path:
 
 
 def build(mutant: Mutant, variant: str) -> Path:
-    return kernel_checks.build(
-        mutant.program, variant, mutant.name, patched(mutant.name, [mutant])
-    )
+    return kernel_checks.build(mutant.program, variant, mutant.name, patched(mutant.name, [mutant]))
 
 
 @pytest.fixture(scope="module")
