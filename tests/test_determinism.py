@@ -71,7 +71,7 @@ def test_bitwise_the_same_for_any_number_of_threads_and_run(
         set_threads(1)
         first = step(case, training, activation, ghosts, device)
         # The CUDA kernels know no threads of the host: two runs will do.
-        for threads in (1, 2, 3) if ops.on_cpu_kernels else (1,):
+        for threads in (1, 2, 3, 8) if ops.on_cpu_kernels else (1,):
             set_threads(threads)
             again = step(case, training, activation, ghosts, device)
             for name, value in again.items():

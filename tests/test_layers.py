@@ -26,7 +26,7 @@ NUMBER_TYPES = re.compile(r"c10/util/(BFloat16|Half)(-inl)?\.h")
 TORCH = re.compile(r"(ATen|torch|c10|caffe2|pybind11)/.*|Python\.h")
 # Where a tensor may appear, beside the files that lie in csrc/ itself (checks, schemas, meta).
 TENSOR_FILES = re.compile(
-    r"cpu/(.*_cpu\.(cpp|h)|dispatch\.cpp|tensors\.h|schedule\.h)|cuda/(.*_cuda\.(cu|cpp|h)|.*\.cu)"
+    r"cpu/(.*_cpu\.(cpp|h)|dispatch\.cpp|tensors\.h|team\.h)|cuda/(.*_cuda\.(cu|cpp|h)|.*\.cu)"
 )
 
 
