@@ -1,4 +1,5 @@
-"""bnext.convert and bnext.fold on networks that people use: `make matrix` writes the same down."""
+"""bnext.convert and bnext.fold on networks that people use; `make matrix` writes down what convert
+does."""
 
 from __future__ import annotations
 

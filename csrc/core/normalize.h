@@ -25,18 +25,18 @@ BNEXT_HD inline acc_t inverse_std(double variance, double eps) {
 }
 
 template <typename acc_t>
-BNEXT_HD inline ChannelStats<acc_t> channel_stats(double mean, double variance, double eps) {
-  ChannelStats<acc_t> stats;
-  stats.mean = static_cast<acc_t>(mean);
-  const auto rest = static_cast<acc_t>(mean - static_cast<double>(stats.mean));
-  stats.mean_lo = Math<acc_t>::where_nan(rest, acc_t(0), rest);  // inf - inf
-  stats.invstd = inverse_std<acc_t>(variance, eps);
-  return stats;
+BNEXT_HD inline void split_mean(double exact, acc_t& mean, acc_t& mean_lo) {
+  mean = static_cast<acc_t>(exact);
+  const auto rest = static_cast<acc_t>(exact - static_cast<double>(mean));
+  mean_lo = Math<acc_t>::where_nan(rest, acc_t(0), rest);  // inf - inf
 }
 
 template <typename acc_t>
 BNEXT_HD inline ChannelStats<acc_t> channel_stats(const Welford<double>& welford, double eps) {
-  return channel_stats<acc_t>(welford.mean, welford.biased_variance(), eps);
+  ChannelStats<acc_t> stats;
+  split_mean(welford.mean, stats.mean, stats.mean_lo);
+  stats.invstd = inverse_std<acc_t>(welford.biased_variance(), eps);
+  return stats;
 }
 
 // output = activation((x - mean) * scale + shift + residual). Never x * scale + shift', which

@@ -28,10 +28,10 @@ constexpr std::int64_t kMinRowRun = 512;
 // One piece of one ghost.
 struct Piece {
   Slab slab;
-  std::int64_t offset;   // of its first element in the tensor
-  std::int64_t channel;  // its first channel
-  std::int64_t partial;  // which of the ghost's partial results it contributes to
-  std::int64_t ahead;    // from its elements to those of the next ghost; 0 if that is not read next
+  std::int64_t offset;     // of its first element in the tensor
+  std::int64_t channel;    // its first channel
+  std::int64_t partial;    // which of the ghost's partial results it contributes to
+  std::int64_t ahead = 0;  // from its elements to those of the next ghost, if that is read next
 };
 
 class Schedule {
@@ -109,7 +109,6 @@ class Schedule {
                    channels.begin * inner_ + plane.begin;
     piece.channel = channels.begin;
     piece.partial = partial;
-    piece.ahead = 0;
     return piece;
   }
 

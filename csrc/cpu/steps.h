@@ -16,7 +16,7 @@ struct Phases {
   bool apply;
 };
 
-// Runs the steps of `Steps`:
+// What run_steps calls of `Steps`:
 //   Scratch                                      what the steps of one ghost hand to each other
 //   make_scratch() -> Scratch
 //   prepare(ghost, scratch)                      per-channel constants known before the reduction
@@ -24,6 +24,8 @@ struct Phases {
 //   fold(ghost, group, channels, scratch)        merges the partials; constants for apply
 //   apply(piece, scratch)
 // Groups are sets of consecutive ghosts that one thread folds in order.
+
+// All steps of a ghost by one thread, before those of the next.
 template <typename Steps>
 void run_ghost_by_ghost(const Schedule& schedule, Phases phases, Steps& steps) {
   const std::int64_t num_pieces = schedule.num_pieces();
@@ -51,6 +53,7 @@ void run_ghost_by_ghost(const Schedule& schedule, Phases phases, Steps& steps) {
   });
 }
 
+// Each step of all ghosts before the next step.
 template <typename Steps>
 void run_step_by_step(const Schedule& schedule, Phases phases, Steps& steps) {
   const std::int64_t num_pieces = schedule.num_pieces();

@@ -143,8 +143,8 @@ Fetch fetch_next_lines(
 
 enum class FetchInto { kL1, kL1ToWrite, kL2 };
 
-// From memory, or several streams: measured (docs/performance.md), for float beyond the first
-// level, which otherwise loses what is still to be read.
+// For what comes from memory, or as several streams: measured, not derived (docs/performance.md,
+// "next lines of rows").
 template <typename scalar_t>
 constexpr FetchInto kFetchFar = sizeof(scalar_t) < sizeof(float) ? FetchInto::kL1 : FetchInto::kL2;
 
