@@ -30,7 +30,7 @@ struct NoActivation {
 struct Relu {
   template <typename T>
   BNEXT_HD static T forward(T z) {
-    return Math<T>::where_le_zero(z, Math<T>::constant(0), z);  // relu(NaN) is NaN
+    return Math<T>::positive_part(z);
   }
   template <typename T>
   BNEXT_HD static T backward(T grad, T z) {

@@ -99,8 +99,9 @@ struct Pack {
       out.v[0] = Vec::loadu(p);
 #if defined(CPU_CAPABILITY_AVX512)
     } else if constexpr (std::is_same_v<scalar_t, c10::BFloat16>) {
-      out.v[0] = load_bfloat16(p);
-      out.v[1] = load_bfloat16(p + Vec::size());
+      const EvenOdd values = load_bfloat16(p);
+      out.v[0] = values.even;
+      out.v[1] = values.odd;
 #endif
     } else {
       at::vec::load_to_float<scalar_t>(p, out.v[0], out.v[1]);
@@ -112,7 +113,7 @@ struct Pack {
       v[0].store(p);
 #if defined(CPU_CAPABILITY_AVX512)
     } else if constexpr (std::is_same_v<scalar_t, c10::BFloat16>) {
-      store_bfloat16(p, v[0], v[1], /*stream=*/false);
+      _mm512_storeu_si512(p, to_bfloat16(v[0], v[1]));
 #endif
     } else {
       at::vec::convert_from_float<scalar_t>(v[0], v[1]).store(p);
@@ -124,7 +125,7 @@ struct Pack {
       stream_bytes(p, v[0]);
 #if defined(CPU_CAPABILITY_AVX512)
     } else if constexpr (std::is_same_v<scalar_t, c10::BFloat16>) {
-      store_bfloat16(p, v[0], v[1], /*stream=*/true);
+      stream_bytes(p, to_bfloat16(v[0], v[1]));
 #endif
     } else {
       stream_bytes(p, at::vec::convert_from_float<scalar_t>(v[0], v[1]));
@@ -132,12 +133,26 @@ struct Pack {
   }
   BNEXT_INLINE static Pack load_acc(const acc_t* p) {
     Pack out;
+#if defined(CPU_CAPABILITY_AVX512)
+    if constexpr (std::is_same_v<scalar_t, c10::BFloat16>) {
+      const EvenOdd values = load_even_odd(p);
+      out.v[0] = values.even;
+      out.v[1] = values.odd;
+      return out;
+    }
+#endif
     for (int i = 0; i < kVecs; ++i) {
       out.v[i] = Vec::loadu(p + i * Vec::size());
     }
     return out;
   }
   BNEXT_INLINE void store_acc(acc_t* p) const {
+#if defined(CPU_CAPABILITY_AVX512)
+    if constexpr (std::is_same_v<scalar_t, c10::BFloat16>) {
+      store_in_order(p, v[0], v[1]);
+      return;
+    }
+#endif
     for (int i = 0; i < kVecs; ++i) {
       v[i].store(p + i * Vec::size());
     }
@@ -169,10 +184,10 @@ struct Pack {
 
   // The last `lanes` lanes as they are, the others 0: of a pack that overlaps the one before it.
   BNEXT_INLINE Pack last(std::int64_t lanes) const {
+    const Pack mask = load_acc(kLastLanes.values + lanes);
     Pack out;
     for (int i = 0; i < kVecs; ++i) {
-      const Vec mask = Vec::loadu(kLastLanes.values + lanes + i * Vec::size());
-      out.v[i] = Vec::blendv(Vec(0), v[i], mask != Vec(0));
+      out.v[i] = Vec::blendv(Vec(0), v[i], mask.v[i] != Vec(0));
     }
     return out;
   }
@@ -275,6 +290,16 @@ struct Math<CPU_CAPABILITY::Pack<scalar_t>> {
 #endif
     }
     return no;
+  }
+  BNEXT_INLINE static T positive_part(T x) {
+    for (Vec& v : x.v) {
+#if defined(CPU_CAPABILITY_AVX512)
+      v = CPU_CAPABILITY::max_zero(v);
+#else
+      v = Vec::blendv(v, Vec(0), v <= Vec(0));
+#endif
+    }
+    return x;
   }
   BNEXT_INLINE static T where_gt_zero(const T& x, const T& yes, T no) {
     for (int i = 0; i < T::kVecs; ++i) {
