@@ -1,4 +1,5 @@
 // Backward on the CPU: the fused op, and grad_reduce and grad_apply on their own.
+#include <algorithm>
 #include <vector>
 
 #include "../ops.h"
@@ -8,7 +9,8 @@
 namespace bnext {
 namespace {
 
-// The sums of each ghost and channel, given (grad_apply) or to be found; null where not needed.
+// (G, C): the sums of each ghost and channel, given (grad_apply) or to be found; null where not
+// needed.
 struct SumsPointers {
   double* sum_dy;
   double* sum_dy_xmu;
@@ -22,7 +24,7 @@ class BackwardSteps {
  public:
   using acc_t = AccType<scalar_t>;
   struct Scratch {
-    std::vector<GradSums> partials;  // [num_partials, C]
+    std::vector<double> sum_dy, sum_dy_xmu;  // [num_partials, C]
     std::vector<acc_t> scale, shift, coef_x, coef_0;
     const acc_t* mean;
   };
@@ -44,7 +46,8 @@ class BackwardSteps {
         frozen_(statistics == Statistics::kFrozen),
         sums_(sums),
         sums_given_(sums_given),
-        group_sums_(sums_given ? 0 : schedule.num_groups() * schedule.n_channel()),
+        group_dy_(sums_given ? 0 : schedule.num_groups() * schedule.n_channel()),
+        group_dy_xmu_(group_dy_),
         grad_input_(optional_grad(tensors.grad_input)),
         grad_residual_(optional_grad(tensors.grad_residual)) {
     advise_huge_pages(tensors.grad_input);
@@ -58,14 +61,9 @@ class BackwardSteps {
 
   Scratch make_scratch() const {
     const std::int64_t n_channel = schedule_.n_channel();
+    const std::vector<double> partials(schedule_.num_partials() * n_channel);
     const std::vector<acc_t> channels(n_channel);
-    return {
-        std::vector<GradSums>(schedule_.num_partials() * n_channel),
-        channels,
-        channels,
-        channels,
-        channels,
-        nullptr};
+    return {partials, partials, channels, channels, channels, channels, nullptr};
   }
 
   void prepare(std::int64_t ghost, Scratch& scratch) const {
@@ -77,39 +75,44 @@ class BackwardSteps {
          scratch.scale.data(), scratch.shift.data()},
         n_channel);
     if (sums_given_ && !frozen_) {
-      for (std::int64_t c = 0; c < n_channel; ++c) {
-        scratch.partials[c] = {sums_.sum_dy[first + c], sums_.sum_dy_xmu[first + c]};
-      }
       set_coefficients(
-          ghost, Range{0, n_channel}, static_cast<double>(sums_.count[ghost]), scratch);
+          ghost, Range{0, n_channel}, sums_.sum_dy + first, sums_.sum_dy_xmu + first,
+          static_cast<double>(sums_.count[ghost]), scratch);
     }
   }
 
   void reduce(const Piece& piece, Scratch& scratch) const {
     GradReduceArgs<scalar_t> args;
     set_args(piece, scratch, args);
-    args.sums = scratch.partials.data() + piece.partial * schedule_.n_channel() + piece.channel;
+    const std::int64_t first = piece.partial * schedule_.n_channel() + piece.channel;
+    args.sum_dy = scratch.sum_dy.data() + first;
+    args.sum_dy_xmu = scratch.sum_dy_xmu.data() + first;
     kernel_table().of<scalar_t>().grad_reduce(args, piece.slab);
   }
 
   void fold(std::int64_t ghost, std::int64_t group, Range channels, Scratch& scratch) {
     const std::int64_t n_channel = schedule_.n_channel();
-    GradSums* const totals = scratch.partials.data();
+    double* const sum_dy = scratch.sum_dy.data();
+    double* const sum_dy_xmu = scratch.sum_dy_xmu.data();
     for (std::int64_t p = 1; p < schedule_.num_partials(); ++p) {
       for (std::int64_t c = channels.begin; c < channels.end; ++c) {
-        totals[c].add(totals[p * n_channel + c]);
+        sum_dy[c] += sum_dy[p * n_channel + c];
+        sum_dy_xmu[c] += sum_dy_xmu[p * n_channel + c];
       }
     }
-    const std::int64_t first = ghost * n_channel + channels.begin;
+    const std::int64_t first = channels.begin;
+    const std::int64_t of_ghost = ghost * n_channel + first;
+    const std::int64_t of_group = group * n_channel + first;
     kernel_table().of<scalar_t>().grad_fold(
-        {totals + channels.begin, &group_sums_[group * n_channel + channels.begin],
-         mean_lo_ + first, invstd_ + first},
+        {sum_dy + first, sum_dy_xmu + first, group_dy_.data() + of_group,
+         group_dy_xmu_.data() + of_group, mean_lo_ + of_ghost, invstd_ + of_ghost},
         channels.size());
-    for (std::int64_t c = channels.begin; sums_.sum_dy != nullptr && c < channels.end; ++c) {
-      sums_.sum_dy[ghost * n_channel + c] = totals[c].sum_dy;
-      sums_.sum_dy_xmu[ghost * n_channel + c] = totals[c].sum_dy_xmu;
+    set_coefficients(
+        ghost, channels, sum_dy, sum_dy_xmu, schedule_.count(ghost), scratch);
+    if (sums_.sum_dy != nullptr) {
+      std::copy_n(sum_dy + first, channels.size(), sums_.sum_dy + of_ghost);
+      std::copy_n(sum_dy_xmu + first, channels.size(), sums_.sum_dy_xmu + of_ghost);
     }
-    set_coefficients(ghost, channels, schedule_.count(ghost), scratch);
   }
 
   void apply(const Piece& piece, Scratch& scratch) const {
@@ -125,18 +128,18 @@ class BackwardSteps {
   }
 
   // (C,) in acc_t: sums over the ghosts.
-  void parameter_grads(acc_t* grad_weight, acc_t* grad_bias) const {
+  void parameter_grads(acc_t* grad_weight, acc_t* grad_bias) {
     const std::int64_t n_channel = schedule_.n_channel();
     at::parallel_for(0, n_channel, kGrainElements, [&](std::int64_t begin, std::int64_t end) {
-      std::vector<GradSums> totals(end - begin);
-      for (std::int64_t group = 0; group < schedule_.num_groups(); ++group) {
+      for (std::int64_t group = 1; group < schedule_.num_groups(); ++group) {
         for (std::int64_t c = begin; c < end; ++c) {
-          totals[c - begin].add(group_sums_[group * n_channel + c]);
+          group_dy_[c] += group_dy_[group * n_channel + c];
+          group_dy_xmu_[c] += group_dy_xmu_[group * n_channel + c];
         }
       }
       for (std::int64_t c = begin; c < end; ++c) {
-        grad_weight[c] = static_cast<acc_t>(totals[c - begin].sum_dy_xmu);
-        grad_bias[c] = static_cast<acc_t>(totals[c - begin].sum_dy);
+        grad_weight[c] = static_cast<acc_t>(group_dy_xmu_[c]);
+        grad_bias[c] = static_cast<acc_t>(group_dy_[c]);
       }
     });
   }
@@ -146,11 +149,17 @@ class BackwardSteps {
     return tensor.defined() ? tensor.mutable_data_ptr<scalar_t>() : nullptr;
   }
 
-  void set_coefficients(std::int64_t ghost, Range channels, double count, Scratch& scratch) const {
+  void set_coefficients(
+      std::int64_t ghost,
+      Range channels,
+      const double* sum_dy,
+      const double* sum_dy_xmu,
+      double count,
+      Scratch& scratch) const {
     const std::int64_t first = channels.begin;
     const std::int64_t i = ghost * schedule_.n_channel() + first;
     kernel_table().of<scalar_t>().coefficients(
-        {scratch.partials.data() + first, count, mean_lo_ + i, invstd_ + i,
+        {sum_dy + first, sum_dy_xmu + first, count, mean_lo_ + i, invstd_ + i,
          scratch.scale.data() + first, scratch.coef_x.data() + first,
          scratch.coef_0.data() + first},
         channels.size());
@@ -176,7 +185,7 @@ class BackwardSteps {
   bool frozen_;
   SumsPointers sums_;
   bool sums_given_;
-  std::vector<GradSums> group_sums_;  // [num_groups, C], sum_dy_xmu already times invstd
+  std::vector<double> group_dy_, group_dy_xmu_;  // [num_groups, C], the latter times invstd
   scalar_t* grad_input_;
   scalar_t* grad_residual_;
 };

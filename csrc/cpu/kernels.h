@@ -94,7 +94,9 @@ struct GradArgs {
 
 template <typename scalar_t>
 struct GradReduceArgs : GradArgs<scalar_t> {
-  GradSums* sums;  // out: of the slab's values of each channel, about `mean`
+  // Out: of the slab's values of each channel, about `mean`.
+  double* sum_dy;
+  double* sum_dy_xmu;
 };
 
 template <typename scalar_t>
@@ -150,15 +152,18 @@ struct ConstantsArgs {
 // sum_dy_xmu are in units of the standard deviation.
 template <typename acc_t>
 struct GradFoldArgs {
-  GradSums* sums;
-  GradSums* group;
+  const double* sum_dy;
+  double* sum_dy_xmu;
+  double* group_dy;
+  double* group_dy_xmu;
   const acc_t* mean_lo;
   const acc_t* invstd;
 };
 
 template <typename acc_t>
 struct CoefficientsArgs {
-  const GradSums* sums;
+  const double* sum_dy;
+  const double* sum_dy_xmu;
   double count;
   const acc_t* mean_lo;
   const acc_t* invstd;
@@ -174,11 +179,11 @@ struct Kernels {
   void (*apply)(const ApplyArgs<scalar_t>&, const Slab&);
   void (*grad_reduce)(const GradReduceArgs<scalar_t>&, const Slab&);
   void (*grad_apply)(const GradApplyArgs<scalar_t>&, const Slab&);
-  void (*merge)(MergeArgs, std::int64_t n_channel);
-  void (*statistics)(StatisticsArgs<acc_t>, std::int64_t n_channel);
-  void (*constants)(ConstantsArgs<acc_t>, std::int64_t n_channel);
-  void (*grad_fold)(GradFoldArgs<acc_t>, std::int64_t n_channel);
-  void (*coefficients)(CoefficientsArgs<acc_t>, std::int64_t n_channel);
+  void (*merge)(const MergeArgs&, std::int64_t n_channel);
+  void (*statistics)(const StatisticsArgs<acc_t>&, std::int64_t n_channel);
+  void (*constants)(const ConstantsArgs<acc_t>&, std::int64_t n_channel);
+  void (*grad_fold)(const GradFoldArgs<acc_t>&, std::int64_t n_channel);
+  void (*coefficients)(const CoefficientsArgs<acc_t>&, std::int64_t n_channel);
 };
 
 // The four element types of one instruction set.

@@ -116,7 +116,7 @@ struct StripGradSums {
   P dy_xmu[K];
 };
 
-// The sums of each column of a wide matrix.
+// Finds the sums of each column of a wide matrix.
 template <typename scalar_t>
 class ColumnGradSums {
   using acc_t = AccType<scalar_t>;
@@ -125,10 +125,13 @@ class ColumnGradSums {
  public:
   template <typename Act, Derivative kDerivative>
   BNEXT_KERNEL void reduce(
-      const GradArgs<scalar_t>& args, const Slab& slab, std::int64_t first, std::int64_t columns) {
+      const GradArgs<scalar_t>& args,
+      const Slab& slab,
+      std::int64_t first,
+      std::int64_t columns,
+      double* __restrict sum_dy,
+      double* __restrict sum_dy_xmu) {
     const std::int64_t group = sum_group_lines<scalar_t>(slab.stride);
-    std::fill_n(sum_dy_, columns, 0.0);
-    std::fill_n(sum_dy_xmu_, columns, 0.0);
     const std::int64_t blocks = num_blocks(slab.lines, kBlockLines);
     for (std::int64_t block = 0; block < blocks; ++block) {
       const Range range = split_range(slab.lines, blocks, block);
@@ -154,36 +157,15 @@ class ColumnGradSums {
         });
       }
       for (std::int64_t i = 0; i < columns; ++i) {
-        sum_dy_[i] += block_dy_[i];
-        sum_dy_xmu_[i] += block_dy_xmu_[i];
+        sum_dy[i] += block_dy_[i];
+        sum_dy_xmu[i] += block_dy_xmu_[i];
       }
     }
-  }
-
-  // Each column is a channel.
-  void add_columns_to(GradSums* __restrict out, std::int64_t columns) const {
-    for (std::int64_t i = 0; i < columns; ++i) {
-      out[i].add({sum_dy_[i], sum_dy_xmu_[i]});
-    }
-  }
-
-  // Of the channel whose `inner` columns start at `column`, and again every `period` columns.
-  GradSums channel(
-      std::int64_t column, std::int64_t inner, std::int64_t period, std::int64_t columns) const {
-    GradSums sums;
-    for (; column < columns; column += period) {
-      for (std::int64_t i = column; i < column + inner; ++i) {
-        sums.add({sum_dy_[i], sum_dy_xmu_[i]});
-      }
-    }
-    return sums;
   }
 
  private:
   alignas(64) acc_t block_dy_[kTileColumns];
   alignas(64) acc_t block_dy_xmu_[kTileColumns];
-  alignas(64) double sum_dy_[kTileColumns];
-  alignas(64) double sum_dy_xmu_[kTileColumns];
 };
 
 template <typename scalar_t, typename Act, Derivative kDerivative>
@@ -194,14 +176,19 @@ void grad_reduce_columns(
   const std::int64_t period = slab.length / repeat;
   for (std::int64_t begin = 0; begin < period; begin += tile) {
     const std::int64_t columns = std::min(tile, slab.length - begin);
-    sums.template reduce<Act, kDerivative>(args, slab, begin, columns);
-    GradSums* out = args.sums + begin / slab.inner;
+    const std::int64_t channel = begin / slab.inner;
     if (slab.inner == 1 && repeat == 1) {
-      sums.add_columns_to(out, columns);
+      sums.template reduce<Act, kDerivative>(
+          args, slab, begin, columns, args.sum_dy + channel, args.sum_dy_xmu + channel);
       continue;
     }
-    for (std::int64_t column = 0; column < std::min(columns, period); column += slab.inner) {
-      (out++)->add(sums.channel(column, slab.inner, period, columns));
+    double sum_dy[kTileColumns] = {}, sum_dy_xmu[kTileColumns] = {};
+    sums.template reduce<Act, kDerivative>(args, slab, begin, columns, sum_dy, sum_dy_xmu);
+    // A channel has `inner` columns, and again every `period` columns.
+    for (std::int64_t i = 0; i < columns; ++i) {
+      const std::int64_t c = channel + i % period / slab.inner;
+      args.sum_dy[c] += sum_dy[i];
+      args.sum_dy_xmu[c] += sum_dy_xmu[i];
     }
   }
 }
@@ -241,14 +228,18 @@ BNEXT_INLINE GradSums grad_reduce_block(
 }
 
 template <typename scalar_t, typename Act, Derivative kDerivative>
-BNEXT_KERNEL void grad_reduce_runs(const GradReduceArgs<scalar_t> args, const Slab slab) {
+BNEXT_KERNEL void grad_reduce_runs(const GradReduceArgs<scalar_t>& given, const Slab& whole) {
+  const GradReduceArgs<scalar_t> args = given;
+  const Slab slab = whole;
   constexpr std::int64_t kBlock = kBlockLines * kStripPacks<scalar_t> * Pack<scalar_t>::kSize;
   const std::int64_t channels = slab.channels();
   for_each_run_block<scalar_t>(
       slab, kBlock, [&](std::int64_t at, std::int64_t size, std::int64_t runs) {
     for (std::int64_t c = 0; c < channels; ++c, at += slab.inner) {
-      args.sums[c].add(
-          grad_reduce_block<scalar_t, Act, kDerivative>(args, at, size, runs, slab.stride, c));
+      const GradSums sums =
+          grad_reduce_block<scalar_t, Act, kDerivative>(args, at, size, runs, slab.stride, c);
+      args.sum_dy[c] += sums.sum_dy;
+      args.sum_dy_xmu[c] += sums.sum_dy_xmu;
     }
   });
 }
@@ -269,7 +260,8 @@ class ExpandedGradConstants {
 
 template <typename scalar_t>
 void grad_reduce(const GradReduceArgs<scalar_t>& args, const Slab& slab) {
-  std::fill_n(args.sums, slab.channels(), GradSums{});
+  std::fill_n(args.sum_dy, slab.channels(), 0.0);
+  std::fill_n(args.sum_dy_xmu, slab.channels(), 0.0);
   for_each_part<scalar_t>(slab, [&](const Slab& part, std::int64_t offset, std::int64_t repeat) {
     ExpandedGradConstants<scalar_t> constants;
     GradReduceArgs<scalar_t> expanded = args;
@@ -288,7 +280,8 @@ void grad_reduce(const GradReduceArgs<scalar_t>& args, const Slab& slab) {
 // kPlain: batch statistics, and the gradient of the input alone is wanted. Frozen statistics do not
 // depend on x: there are no coefficients, and a non-finite x must not reach its gradient.
 template <typename scalar_t, typename Act, Derivative kDerivative, bool kPlain>
-BNEXT_KERNEL void grad_apply_slab(const GradApplyArgs<scalar_t> args, const Slab slab) {
+BNEXT_KERNEL void grad_apply_slab(const GradApplyArgs<scalar_t>& given, const Slab& slab) {
+  const GradApplyArgs<scalar_t> args = given;
   using P = Pack<scalar_t>;
   const bool frozen = !kPlain && args.coef_x == nullptr;
   for_each_strip<scalar_t, kStripPacks<scalar_t>>(

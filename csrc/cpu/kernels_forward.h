@@ -66,7 +66,7 @@ BNEXT_INLINE void sum_lines(const scalar_t* input, const Strip& strip, Pack<scal
   }
 }
 
-// Moments of each column of a wide matrix.
+// Finds moments of each column of a wide matrix.
 template <typename scalar_t>
 class ColumnMoments {
   using acc_t = AccType<scalar_t>;
@@ -74,7 +74,12 @@ class ColumnMoments {
 
  public:
   BNEXT_KERNEL void reduce(
-      const scalar_t* input, const Slab& slab, std::int64_t first, std::int64_t columns) {
+      const scalar_t* input,
+      const Slab& slab,
+      std::int64_t first,
+      std::int64_t columns,
+      double* mean,
+      double* m2) {
     const std::int64_t group = sum_group_lines<scalar_t>(slab.stride);
     const std::int64_t blocks = num_blocks(slab.lines, kBlockLines);
     for (std::int64_t block = 0; block < blocks; ++block) {
@@ -101,31 +106,9 @@ class ColumnMoments {
           add_group(packs, input, strip, column, fresh, line == 0);
         });
       }
-      merge_block(static_cast<double>(begin), static_cast<double>(block_lines), columns);
+      merge_block(static_cast<double>(begin), static_cast<double>(block_lines), columns, mean, m2);
     }
   }
-
-  // Of the channel whose `inner` columns start at `column`, and again every `period` columns.
-  void channel(
-      std::int64_t column,
-      std::int64_t inner,
-      std::int64_t period,
-      std::int64_t columns,
-      std::int64_t lines,
-      double& mean,
-      double& m2) const {
-    double means[kTileColumns], m2s[kTileColumns];
-    std::int64_t size = 0;
-    for (; column < columns; column += period, size += inner) {
-      std::copy_n(mean_ + column, inner, means + size);
-      std::copy_n(m2_ + column, inner, m2s + size);
-    }
-    const auto merged = merge_equal(means, m2s, size, static_cast<double>(lines));
-    mean = merged.mean;
-    m2 = merged.m2;
-  }
-  const double* mean() const { return mean_; }
-  const double* m2() const { return m2_; }
 
  private:
   template <int K>
@@ -160,29 +143,51 @@ class ColumnMoments {
     }
   }
 
-  void merge_block(double before, double lines, std::int64_t columns) {
+  void merge_block(
+      double before,
+      double lines,
+      std::int64_t columns,
+      double* __restrict mean,
+      double* __restrict m2) const {
     const double one_over_n = 1.0 / lines;
     const double b_over_n = lines / (before + lines);
     const double ab_over_n = before * b_over_n;
     if (before == 0) {
       for (std::int64_t i = 0; i < columns; ++i) {
-        shifted_moments<double>(pivot_[i], sum_d_[i], sum_dd_[i], one_over_n, mean_[i], m2_[i]);
+        shifted_moments<double>(pivot_[i], sum_d_[i], sum_dd_[i], one_over_n, mean[i], m2[i]);
       }
       return;
     }
     for (std::int64_t i = 0; i < columns; ++i) {
-      double mean, m2;
-      shifted_moments<double>(pivot_[i], sum_d_[i], sum_dd_[i], one_over_n, mean, m2);
-      merge_moments(mean_[i], m2_[i], mean, m2, b_over_n, ab_over_n);
+      double block_mean, block_m2;
+      shifted_moments<double>(
+          pivot_[i], sum_d_[i], sum_dd_[i], one_over_n, block_mean, block_m2);
+      merge_moments(mean[i], m2[i], block_mean, block_m2, b_over_n, ab_over_n);
     }
   }
 
   alignas(64) acc_t pivot_[kTileColumns];
   alignas(64) acc_t sum_d_[kTileColumns];
   alignas(64) acc_t sum_dd_[kTileColumns];
-  alignas(64) double mean_[kTileColumns];
-  alignas(64) double m2_[kTileColumns];
 };
+
+// Of the channel whose `inner` columns start at `column`, and again every `period` columns.
+inline Welford<double> merge_columns(
+    const double* mean,
+    const double* m2,
+    std::int64_t column,
+    std::int64_t inner,
+    std::int64_t period,
+    std::int64_t columns,
+    std::int64_t lines) {
+  double means[kTileColumns], m2s[kTileColumns];
+  std::int64_t size = 0;
+  for (; column < columns; column += period, size += inner) {
+    std::copy_n(mean + column, inner, means + size);
+    std::copy_n(m2 + column, inner, m2s + size);
+  }
+  return merge_equal(means, m2s, size, static_cast<double>(lines));
+}
 
 template <typename scalar_t>
 void reduce_columns(const ReduceArgs<scalar_t>& args, const Slab& slab, std::int64_t repeat) {
@@ -192,17 +197,19 @@ void reduce_columns(const ReduceArgs<scalar_t>& args, const Slab& slab, std::int
   const std::int64_t period = slab.length / repeat;
   for (std::int64_t begin = 0; begin < period; begin += tile) {
     const std::int64_t columns = std::min(tile, slab.length - begin);
-    moments.reduce(args.input, slab, begin, columns);
     const std::int64_t channel = begin / slab.inner;
     if (slab.inner == 1 && repeat == 1) {
-      std::copy_n(moments.mean(), columns, args.mean + channel);
-      std::copy_n(moments.m2(), columns, args.m2 + channel);
+      moments.reduce(
+          args.input, slab, begin, columns, args.mean + channel, args.m2 + channel);
       continue;
     }
+    double mean[kTileColumns], m2[kTileColumns];
+    moments.reduce(args.input, slab, begin, columns, mean, m2);
     for (std::int64_t c = 0; c < std::min(columns, period) / slab.inner; ++c) {
-      moments.channel(
-          c * slab.inner, slab.inner, period, columns, slab.lines, args.mean[channel + c],
-          args.m2[channel + c]);
+      const auto merged = merge_columns(
+          mean, m2, c * slab.inner, slab.inner, period, columns, slab.lines);
+      args.mean[channel + c] = merged.mean;
+      args.m2[channel + c] = merged.m2;
     }
   }
 }
@@ -284,7 +291,9 @@ class RunBlock {
 
 // Runs of all lines and channels: long ones in blocks, short ones of a few lines at once.
 template <typename scalar_t>
-BNEXT_KERNEL void reduce_runs(const ReduceArgs<scalar_t> args, const Slab slab) {
+BNEXT_KERNEL void reduce_runs(const ReduceArgs<scalar_t>& given, const Slab& whole) {
+  const ReduceArgs<scalar_t> args = given;
+  const Slab slab = whole;
   constexpr std::int64_t kBlock = kBlockLines * kStripPacks<scalar_t> * Pack<scalar_t>::kSize;
   const std::int64_t channels = slab.channels();
   double before = 0;
@@ -329,7 +338,8 @@ void reduce(const ReduceArgs<scalar_t>& args, const Slab& slab) {
 }
 
 template <typename scalar_t, typename Act, bool kResidual>
-BNEXT_KERNEL void apply_slab(const ApplyArgs<scalar_t> args, const Slab slab) {
+BNEXT_KERNEL void apply_slab(const ApplyArgs<scalar_t>& given, const Slab& slab) {
+  const ApplyArgs<scalar_t> args = given;
   using P = Pack<scalar_t>;
   for_each_strip<scalar_t, kStripPacks<scalar_t>>(
       slab, args.ahead, [&](auto packs, const Strip& strip, auto constants) {
