@@ -90,7 +90,7 @@ struct StripGradSums {
     }
   }
 
-  template <typename Act, Derivative kDerivative>
+  template <typename Act, Derivative kDerivative, FetchInto kInto>
   BNEXT_INLINE void add_lines(
       const GradArgs<scalar_t>& args,
       const Strip& strip,
@@ -99,8 +99,8 @@ struct StripGradSums {
       const GradConstants<scalar_t, K>& constants) {
     for (std::int64_t i = begin; i < end; ++i) {
       BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
-        fetch<kFetchFar<scalar_t>>(args.input, strip, i, k);
-        fetch<kFetchFar<scalar_t>>(args.grad_output, strip, i, k);
+        fetch<kInto>(args.input, strip, i, k);
+        fetch<kInto>(args.grad_output, strip, i, k);
         add_pack(
             GradPack<scalar_t>::template load<Act, kDerivative>(args, strip, i, constants, k), k);
       }
@@ -146,7 +146,7 @@ class ColumnGradSums {
               fetch_next_lines<scalar_t, packs()>(slab, begin + line, group_lines, first + column)};
           constexpr int K = packs();
           StripGradSums<scalar_t, K> sums;
-          sums.template add_lines<Act, kDerivative>(
+          sums.template add_lines<Act, kDerivative, kFetchFar<scalar_t>>(
               args, strip, 0, strip.lines,
               GradConstants<scalar_t, K>(args, PerColumn{first + column, lanes}));
           BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
@@ -201,17 +201,18 @@ BNEXT_INLINE GradSums grad_reduce_block(
     std::int64_t size,
     std::int64_t runs,
     std::int64_t stride,
+    std::int64_t ahead,
     std::int64_t channel) {
   constexpr int K = kStripPacks<scalar_t>;
   const PerChannel source{channel};
   StripGradSums<scalar_t, 1> sums;
   for (std::int64_t run = 0; run < runs; ++run, at += stride) {
-    for_each_run_strip<scalar_t, K>(at, size, [&](auto packs, const Strip& strip) {
+    for_each_run_strip<scalar_t, K>(at, size, ahead, [&](auto packs, const Strip& strip) {
       const GradConstants<scalar_t, packs()> constants(args, source);
       // A few lines at a time: two levels of sums round less than one.
       for (std::int64_t begin = 0; begin < strip.lines; begin += kGroupLines) {
         StripGradSums<scalar_t, packs()> group;
-        group.template add_lines<Act, kDerivative>(
+        group.template add_lines<Act, kDerivative, FetchInto::kL2>(
             args, strip, begin, std::min(begin + kGroupLines, strip.lines), constants);
         sums.dy[0] = sums.dy[0] + sum_of(group.dy);
         sums.dy_xmu[0] = sums.dy_xmu[0] + sum_of(group.dy_xmu);
@@ -234,10 +235,11 @@ BNEXT_KERNEL void grad_reduce_runs(const GradReduceArgs<scalar_t>& given, const 
   constexpr std::int64_t kBlock = kBlockLines * kStripPacks<scalar_t> * Pack<scalar_t>::kSize;
   const std::int64_t channels = slab.channels();
   for_each_run_block<scalar_t>(
-      slab, kBlock, [&](std::int64_t at, std::int64_t size, std::int64_t runs) {
+      slab, kBlock,
+      [&](std::int64_t at, std::int64_t size, std::int64_t runs, std::int64_t ahead) {
     for (std::int64_t c = 0; c < channels; ++c, at += slab.inner) {
       const GradSums sums =
-          grad_reduce_block<scalar_t, Act, kDerivative>(args, at, size, runs, slab.stride, c);
+          grad_reduce_block<scalar_t, Act, kDerivative>(args, at, size, runs, slab.stride, ahead, c);
       args.sum_dy[c] += sums.sum_dy;
       args.sum_dy_xmu[c] += sums.sum_dy_xmu;
     }

@@ -26,6 +26,7 @@ struct StripSums {
     }
   }
 
+  template <FetchInto kInto>
   BNEXT_INLINE void add_lines(
       const scalar_t* input,
       const Strip& strip,
@@ -35,7 +36,7 @@ struct StripSums {
     const scalar_t* x = input + strip.at + begin * strip.stride;
     for (std::int64_t i = begin; i < end; ++i, x += strip.stride) {
       BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
-        fetch<FetchInto::kL1>(input, strip, i, k);
+        fetch<kInto>(input, strip, i, k);
         add_pack(P::load(x + k * P::kSize, strip.lanes) - pivot[k], k);
       }
     }
@@ -135,7 +136,7 @@ class ColumnMoments {
       pivot[k] = P::load_acc(pivot_ + column + k * P::kSize, strip.lanes);
     }
     StripSums<scalar_t, K> sums;
-    sums.add_lines(input, strip, 0, strip.lines, pivot);
+    sums.template add_lines<FetchInto::kL1>(input, strip, 0, strip.lines, pivot);
     BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
       const std::int64_t at = column + k * P::kSize;
       add_to(sum_d_ + at, sums.d[k], strip.lanes, fresh, first);
@@ -232,12 +233,13 @@ class RunBlock {
         one_over_size_(1.0 / static_cast<double>(size * runs)) {}
 
   // All lanes share one pivot, so that their sums add up.
-  BNEXT_INLINE void reduce(const scalar_t* x, double& mean, double& m2) const {
+  BNEXT_INLINE void reduce(
+      const scalar_t* x, std::int64_t ahead, double& mean, double& m2) const {
     const acc_t pivot_value = pivot(x);
     const P one_pivot(pivot_value);
     StripSums<scalar_t, 1> sums;
     for (std::int64_t run = 0; run < runs_; ++run, x += stride_) {
-      for_each_run_strip<scalar_t, K>(0, size_, [&](auto packs, const Strip& strip) {
+      for_each_run_strip<scalar_t, K>(0, size_, ahead, [&](auto packs, const Strip& strip) {
         P pivots[packs()];
         BNEXT_UNROLL_HOST for (P& p : pivots) {
           p = one_pivot;
@@ -245,7 +247,8 @@ class RunBlock {
         // A few lines at a time: two levels of sums round less than one.
         for (std::int64_t begin = 0; begin < strip.lines; begin += kGroupLines) {
           StripSums<scalar_t, packs()> group;
-          group.add_lines(x, strip, begin, std::min(begin + kGroupLines, strip.lines), pivots);
+          group.template add_lines<FetchInto::kL2>(
+              x, strip, begin, std::min(begin + kGroupLines, strip.lines), pivots);
           sums.d[0] = sums.d[0] + sum_of(group.d);
           sums.dd[0] = sums.dd[0] + sum_of(group.dd);
         }
@@ -298,7 +301,8 @@ BNEXT_KERNEL void reduce_runs(const ReduceArgs<scalar_t>& given, const Slab& who
   const std::int64_t channels = slab.channels();
   double before = 0;
   for_each_run_block<scalar_t>(
-      slab, kBlock, [&](std::int64_t at, std::int64_t block_size, std::int64_t runs) {
+      slab, kBlock,
+      [&](std::int64_t at, std::int64_t block_size, std::int64_t runs, std::int64_t ahead) {
     const RunBlock<scalar_t> block(block_size, runs, slab.stride);
     const auto size = static_cast<double>(block_size * runs);
     const double b_over_n = size / (before + size);
@@ -306,7 +310,7 @@ BNEXT_KERNEL void reduce_runs(const ReduceArgs<scalar_t>& given, const Slab& who
     const scalar_t* x = args.input + at;
     for (std::int64_t c = 0; c < channels; ++c, x += slab.inner) {
       double mean, m2;
-      block.reduce(x, mean, m2);
+      block.reduce(x, ahead, mean, m2);
       if (before == 0) {
         args.mean[c] = mean;
         args.m2[c] = m2;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstdint>
 #include <vector>
 
@@ -18,6 +19,7 @@ constexpr std::int64_t kGrainElements = 32768;
 constexpr std::int64_t kMaxPieces = 64;
 // A ghost of this many elements stays in a core's cache from reduce to apply.
 constexpr std::int64_t kCacheElements = 262144;
+constexpr std::int64_t kMinChannelPieces = 16;
 // Lines of short runs that a piece keeps, so that its per-column accumulators pay off.
 constexpr std::int64_t kMinLines = 128;
 // Adjacent elements of planes that a piece keeps: enough pages for the prefetchers.
@@ -48,6 +50,14 @@ class Schedule {
     ghost_elements_ = lines * line_length();
     const std::int64_t wanted =
         std::clamp<std::int64_t>(ghost_elements_ / kGrainElements, 1, kMaxPieces);
+    const std::int64_t per_channel = lines * inner_;
+    if (!rows && per_channel <= kCacheElements && layout.n_channel >= kMinChannelPieces) {
+      static const long kTarget = getenv("BNEXT_TARGET") ? atol(getenv("BNEXT_TARGET")) : 65536;
+      const std::int64_t channels = std::max<std::int64_t>(1, kTarget / per_channel);
+      channel_cuts_ = ceil_div(layout.n_channel, channels);
+      line_cuts_ = plane_cuts_ = 1;
+      return;
+    }
     // Planes are cut between channels, whose pieces need no merge; rows, which would be cut into
     // short runs, between lines. What is left of the wanted number goes the other way.
     const std::int64_t most_lines =

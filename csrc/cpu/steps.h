@@ -53,6 +53,40 @@ void run_ghost_by_ghost(const Schedule& schedule, Phases phases, Steps& steps) {
   });
 }
 
+// All steps of a piece, whose channels are in no other, by one thread.
+template <typename Steps>
+void run_piece_by_piece(const Schedule& schedule, Phases phases, Steps& steps) {
+  const std::int64_t num_pieces = schedule.num_pieces();
+  const std::int64_t pieces = schedule.num_ghosts() * num_pieces;
+  std::vector<decltype(steps.make_scratch())> scratch;
+  scratch.reserve(schedule.num_ghosts());
+  for (std::int64_t ghost = 0; ghost < schedule.num_ghosts(); ++ghost) {
+    scratch.push_back(steps.make_scratch());
+    steps.prepare(ghost, scratch[ghost]);
+  }
+  const std::int64_t workers = num_workers(pieces);
+  StepItems items(pieces, workers);
+  run_workers(workers, [&](std::int64_t worker) {
+    items.run(worker, [&](std::int64_t i) {
+      const std::int64_t ghost = i / num_pieces;
+      const Piece piece = schedule.piece(ghost, i % num_pieces);
+      if (phases.reduce) {
+        steps.reduce(piece, scratch[ghost]);
+        const Range channels{piece.channel, piece.channel + piece.slab.channels()};
+        steps.fold(ghost, ghost, channels, scratch[ghost]);
+      }
+      if (phases.apply) {
+        static const bool kAhead = getenv("BNEXT_AHEAD") != nullptr;
+        Piece p = piece;
+        if (kAhead && phases.reduce && i % num_pieces + 1 < num_pieces) {
+          p.ahead = piece.slab.length;
+        }
+        steps.apply(p, scratch[ghost]);
+      }
+    });
+  });
+}
+
 // Each step of all ghosts before the next step.
 template <typename Steps>
 void run_step_by_step(const Schedule& schedule, Phases phases, Steps& steps) {
@@ -99,6 +133,8 @@ template <typename Steps>
 void run_steps(const Schedule& schedule, Phases phases, Steps& steps) {
   if (schedule.ghost_by_ghost()) {
     run_ghost_by_ghost(schedule, phases, steps);
+  } else if (schedule.num_partials() == 1) {
+    run_piece_by_piece(schedule, phases, steps);
   } else {
     run_step_by_step(schedule, phases, steps);
   }

@@ -165,15 +165,20 @@ BNEXT_INLINE void fetch(const scalar_t* p, const Strip& strip, std::int64_t line
 // Calls f(packs, strip) for strips that cover a run of adjacent elements, read as lines of K packs,
 // and f_rest(strip, rest) for its last pack if only `rest` lanes of it are not in the strips.
 template <typename scalar_t, int K, typename F, typename Rest>
-BNEXT_INLINE void for_each_run_strip(std::int64_t at, std::int64_t size, F&& f, Rest&& f_rest) {
+BNEXT_INLINE void for_each_run_strip(
+    std::int64_t at, std::int64_t size, std::int64_t ahead, F&& f, Rest&& f_rest) {
   constexpr std::int64_t kSize = Pack<scalar_t>::kSize;
+  const auto fetch = [&](std::int64_t from, std::int64_t stride) {
+    return ahead != 0 ? Fetch{from + ahead, stride} : Fetch{};
+  };
   const std::int64_t lines = size / (K * kSize);
   if (lines != 0) {
-    f(Packs<K>{}, Strip{at, lines, K * kSize, kSize, {}});
+    f(Packs<K>{}, Strip{at, lines, K * kSize, kSize, fetch(at, K * kSize)});
   }
   const std::int64_t packs = size / kSize - lines * K;
   if (K > 1 && packs != 0) {
-    f(Packs<1>{}, Strip{at + lines * K * kSize, packs, kSize, kSize, {}});
+    const std::int64_t rest = at + lines * K * kSize;
+    f(Packs<1>{}, Strip{rest, packs, kSize, kSize, fetch(rest, kSize)});
   }
   if (size % kSize != 0) {
     f_rest(Strip{at + size - kSize, 1, kSize, kSize, {}}, size % kSize);
@@ -195,7 +200,9 @@ BNEXT_INLINE void for_each_run_block(const Slab& slab, std::int64_t block, F&& f
   for (std::int64_t line = 0; line < slab.lines; line += at_once) {
     for (std::int64_t i = 0; i < blocks; ++i) {
       const Range range = split_range(slab.inner, blocks, i);
-      f(line * slab.stride + range.begin, range.size(), std::min(at_once, slab.lines - line));
+      const std::int64_t ahead = line + at_once < slab.lines ? at_once * slab.stride : 0;
+      f(line * slab.stride + range.begin, range.size(), std::min(at_once, slab.lines - line),
+        ahead);
     }
   }
 }
@@ -211,7 +218,7 @@ BNEXT_INLINE void for_each_strip(const Slab slab, std::int64_t ahead, F&& f) {
       for (std::int64_t channel = 0; channel < channels; ++channel) {
         const PerChannel constants{channel};
         for_each_run_strip<scalar_t, K>(
-            line * slab.stride + channel * slab.inner, slab.inner,
+            line * slab.stride + channel * slab.inner, slab.inner, ahead,
             [&](auto packs, const Strip& strip) { f(packs, strip, constants); },
             [&](const Strip& strip, std::int64_t) { f(Packs<1>{}, strip, constants); });
       }
