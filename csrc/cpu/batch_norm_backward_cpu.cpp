@@ -107,8 +107,7 @@ class BackwardSteps {
         {sum_dy + first, sum_dy_xmu + first, group_dy_.data() + of_group,
          group_dy_xmu_.data() + of_group, mean_lo_ + of_ghost, invstd_ + of_ghost},
         channels.size());
-    set_coefficients(
-        ghost, channels, sum_dy, sum_dy_xmu, schedule_.count(ghost), scratch);
+    set_coefficients(ghost, channels, sum_dy, sum_dy_xmu, schedule_.count(ghost), scratch);
     if (sums_.sum_dy != nullptr) {
       std::copy_n(sum_dy + first, channels.size(), sums_.sum_dy + of_ghost);
       std::copy_n(sum_dy_xmu + first, channels.size(), sums_.sum_dy_xmu + of_ghost);
@@ -122,7 +121,7 @@ class BackwardSteps {
     args.coef_0 = frozen_ ? nullptr : scratch.coef_0.data() + piece.channel;
     args.grad_input = at_offset(grad_input_, piece.offset);
     args.grad_residual = at_offset(grad_residual_, piece.offset);
-    args.stream = schedule_.stream(piece, sizeof(scalar_t));
+    args.stream = schedule_.stream(piece);
     args.ahead = args.stream ? piece.ahead : 0;  // else it is in the cache
     kernel_table().of<scalar_t>().grad_apply(args, piece.slab);
   }
@@ -217,14 +216,16 @@ Tensor4 batch_norm_backward_cpu(
     grad_weight.zero_();
     grad_bias.zero_();
   } else {
-    const Schedule schedule(layout_of(input, dense_format(input)), call.num_ghosts.expect_int());
+    const Schedule schedule = schedule_of(
+        input, call.num_ghosts.expect_int(),
+        {/*reduce=*/true, /*apply=*/output_mask[0] || output_mask[1]});
     dispatch_dtype(input.scalar_type(), [&](auto tag) {
       using scalar_t = decltype(tag);
       using acc_t = AccType<scalar_t>;
       BackwardSteps<scalar_t> steps(
           schedule, tensors, training ? Statistics::kBatch : Statistics::kFrozen, SumsPointers{},
           /*sums_given=*/false);
-      run_steps(schedule, {/*reduce=*/true, /*apply=*/output_mask[0] || output_mask[1]}, steps);
+      run_steps(schedule, steps);
       steps.parameter_grads(
           grad_weight.mutable_data_ptr<acc_t>(), grad_bias.mutable_data_ptr<acc_t>());
     });
@@ -254,14 +255,15 @@ Tensor2 batch_norm_grad_reduce_cpu(
     const BackwardTensors tensors = backward_tensors(
         grad_output, input, weight, bias, output, residual, save_mean, save_mean_lo, save_invstd,
         call.activation, {false, false});
-    const Schedule schedule(layout_of(input, dense_format(input)), call.num_ghosts.expect_int());
+    const Schedule schedule =
+        schedule_of(input, call.num_ghosts.expect_int(), {/*reduce=*/true, /*apply=*/false});
     const SumsPointers sums{
         sum_dy.mutable_data_ptr<double>(), sum_dy_xmu.mutable_data_ptr<double>(), nullptr};
     dispatch_dtype(input.scalar_type(), [&](auto tag) {
       BackwardSteps<decltype(tag)> steps(
           schedule, tensors, Statistics::kBatch, sums,
           /*sums_given=*/false);
-      run_steps(schedule, {/*reduce=*/true, /*apply=*/false}, steps);
+      run_steps(schedule, steps);
     });
   }
   return {sum_dy, sum_dy_xmu};
@@ -300,12 +302,13 @@ Tensor2 batch_norm_grad_apply_cpu(
           dy.mutable_data_ptr<double>(), dy_xmu.mutable_data_ptr<double>(),
           counts.const_data_ptr<std::int64_t>()};
     }
-    const Schedule schedule(layout_of(input, dense_format(input)), call.num_ghosts.expect_int());
+    const Schedule schedule =
+        schedule_of(input, call.num_ghosts.expect_int(), {/*reduce=*/false, /*apply=*/true});
     dispatch_dtype(input.scalar_type(), [&](auto tag) {
       BackwardSteps<decltype(tag)> steps(
           schedule, tensors, frozen ? Statistics::kFrozen : Statistics::kBatch, sums,
           /*sums_given=*/true);
-      run_steps(schedule, {/*reduce=*/false, /*apply=*/true}, steps);
+      run_steps(schedule, steps);
     });
   }
   return {or_empty(tensors.grad_input, input), or_empty(tensors.grad_residual, input)};

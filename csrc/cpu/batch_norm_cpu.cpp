@@ -214,7 +214,7 @@ class ForwardSteps {
     args.scale = scratch.scale.data() + piece.channel;
     args.shift = scratch.shift.data() + piece.channel;
     args.activation = activation_;
-    args.stream = schedule_.stream(piece, sizeof(scalar_t));
+    args.stream = schedule_.stream(piece);
     args.ahead = args.stream ? piece.ahead : 0;  // else it is in the cache
     kernel_table().of<scalar_t>().apply(args, piece.slab);
   }
@@ -301,7 +301,7 @@ Tensor4 batch_norm_cpu(
     }
     return {tensors.output, save_mean, save_mean_lo, save_invstd};
   }
-  const Schedule schedule(layout_of(input, dense_format(input)), num_ghosts);
+  const Schedule schedule = schedule_of(input, num_ghosts, {/*reduce=*/training, /*apply=*/true});
   dispatch_dtype(input.scalar_type(), [&](auto tag) {
     using scalar_t = decltype(tag);
     using acc_t = AccType<scalar_t>;
@@ -310,7 +310,7 @@ Tensor4 batch_norm_cpu(
       save_running_stats<acc_t>(running_mean, running_var, eps, input.size(1), saved);
     }
     ForwardSteps<scalar_t> steps(schedule, tensors, saved, eps, /*given_stats=*/!training);
-    run_steps(schedule, {/*reduce=*/training, /*apply=*/true}, steps);
+    run_steps(schedule, steps);
     if (training) {
       running.update(
           is_given(running_mean) ? steps.batch_moments() : std::vector<Welford<double>>());
@@ -334,7 +334,8 @@ at::Tensor batch_norm_apply_cpu(
   if (input.numel() == 0) {
     return tensors.output;
   }
-  const Schedule schedule(layout_of(input, dense_format(input)), call.num_ghosts.expect_int());
+  const Schedule schedule =
+      schedule_of(input, call.num_ghosts.expect_int(), {/*reduce=*/false, /*apply=*/true});
   const at::Tensor mean = save_mean.contiguous();
   const at::Tensor mean_lo = save_mean_lo.contiguous();
   const at::Tensor invstd = save_invstd.contiguous();
@@ -342,7 +343,7 @@ at::Tensor batch_norm_apply_cpu(
     using scalar_t = decltype(tag);
     const auto saved = saved_stats<AccType<scalar_t>>(mean, mean_lo, invstd);
     ForwardSteps<scalar_t> steps(schedule, tensors, saved, /*eps=*/0, /*given_stats=*/true);
-    run_steps(schedule, {/*reduce=*/false, /*apply=*/true}, steps);
+    run_steps(schedule, steps);
   });
   return tensors.output;
 }
@@ -358,7 +359,7 @@ Tensor3 batch_norm_reduce_cpu(
     return {count.zero_(), mean.zero_(), m2.zero_()};
   }
   const at::Tensor dense = to_dense(input, dense_format(input));
-  const Schedule schedule(layout_of(input, dense_format(input)), num_ghosts);
+  const Schedule schedule = schedule_of(input, num_ghosts, {/*reduce=*/true, /*apply=*/false});
   for (std::int64_t ghost = 0; ghost < num_ghosts; ++ghost) {
     count.mutable_data_ptr<std::int64_t>()[ghost] =
         static_cast<std::int64_t>(schedule.count(ghost));
@@ -366,7 +367,7 @@ Tensor3 batch_norm_reduce_cpu(
   dispatch_dtype(input.scalar_type(), [&](auto tag) {
     ReduceSteps<decltype(tag)> steps(
         schedule, dense, mean.mutable_data_ptr<double>(), m2.mutable_data_ptr<double>());
-    run_steps(schedule, {/*reduce=*/true, /*apply=*/false}, steps);
+    run_steps(schedule, steps);
   });
   return {count, mean, m2};
 }

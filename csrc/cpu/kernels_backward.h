@@ -146,7 +146,7 @@ class ColumnGradSums {
               fetch_next_lines<scalar_t, packs()>(slab, begin + line, group_lines, first + column)};
           constexpr int K = packs();
           StripGradSums<scalar_t, K> sums;
-          sums.template add_lines<Act, kDerivative, kFetchFar<scalar_t>>(
+          sums.template add_lines<Act, kDerivative, PerColumn::kFetchFar<scalar_t>>(
               args, strip, 0, strip.lines,
               GradConstants<scalar_t, K>(args, PerColumn{first + column, lanes}));
           BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
@@ -212,7 +212,7 @@ BNEXT_INLINE GradSums grad_reduce_block(
       // A few lines at a time: two levels of sums round less than one.
       for (std::int64_t begin = 0; begin < strip.lines; begin += kGroupLines) {
         StripGradSums<scalar_t, packs()> group;
-        group.template add_lines<Act, kDerivative, FetchInto::kL2>(
+        group.template add_lines<Act, kDerivative, PerChannel::kFetchFar<scalar_t>>(
             args, strip, begin, std::min(begin + kGroupLines, strip.lines), constants);
         sums.dy[0] = sums.dy[0] + sum_of(group.dy);
         sums.dy_xmu[0] = sums.dy_xmu[0] + sum_of(group.dy_xmu);
@@ -235,11 +235,10 @@ BNEXT_KERNEL void grad_reduce_runs(const GradReduceArgs<scalar_t>& given, const 
   constexpr std::int64_t kBlock = kBlockLines * kStripPacks<scalar_t> * Pack<scalar_t>::kSize;
   const std::int64_t channels = slab.channels();
   for_each_run_block<scalar_t>(
-      slab, kBlock,
-      [&](std::int64_t at, std::int64_t size, std::int64_t runs, std::int64_t ahead) {
+      slab, kBlock, [&](std::int64_t at, std::int64_t size, std::int64_t runs, std::int64_t ahead) {
     for (std::int64_t c = 0; c < channels; ++c, at += slab.inner) {
-      const GradSums sums =
-          grad_reduce_block<scalar_t, Act, kDerivative>(args, at, size, runs, slab.stride, ahead, c);
+      const GradSums sums = grad_reduce_block<scalar_t, Act, kDerivative>(
+          args, at, size, runs, slab.stride, ahead, c);
       args.sum_dy[c] += sums.sum_dy;
       args.sum_dy_xmu[c] += sums.sum_dy_xmu;
     }
@@ -299,8 +298,9 @@ BNEXT_KERNEL void grad_apply_slab(const GradApplyArgs<scalar_t>& given, const Sl
       BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
         const std::int64_t here = strip.at + i * strip.stride + k * P::kSize;
         if (args.stream) {
-          fetch<kFetchFar<scalar_t>>(args.input, strip, i, k);
-          fetch<kFetchFar<scalar_t>>(args.grad_output, strip, i, k);
+          constexpr FetchInto kInto = decltype(source)::template kFetchFar<scalar_t>;
+          fetch<kInto>(args.input, strip, i, k);
+          fetch<kInto>(args.grad_output, strip, i, k);
         } else {
           fetch<FetchInto::kL1>(args.input, strip, i, k);
           fetch<FetchInto::kL1>(args.grad_output, strip, i, k);

@@ -161,8 +161,7 @@ class ColumnMoments {
     }
     for (std::int64_t i = 0; i < columns; ++i) {
       double block_mean, block_m2;
-      shifted_moments<double>(
-          pivot_[i], sum_d_[i], sum_dd_[i], one_over_n, block_mean, block_m2);
+      shifted_moments<double>(pivot_[i], sum_d_[i], sum_dd_[i], one_over_n, block_mean, block_m2);
       merge_moments(mean[i], m2[i], block_mean, block_m2, b_over_n, ab_over_n);
     }
   }
@@ -200,15 +199,14 @@ void reduce_columns(const ReduceArgs<scalar_t>& args, const Slab& slab, std::int
     const std::int64_t columns = std::min(tile, slab.length - begin);
     const std::int64_t channel = begin / slab.inner;
     if (slab.inner == 1 && repeat == 1) {
-      moments.reduce(
-          args.input, slab, begin, columns, args.mean + channel, args.m2 + channel);
+      moments.reduce(args.input, slab, begin, columns, args.mean + channel, args.m2 + channel);
       continue;
     }
     double mean[kTileColumns], m2[kTileColumns];
     moments.reduce(args.input, slab, begin, columns, mean, m2);
     for (std::int64_t c = 0; c < std::min(columns, period) / slab.inner; ++c) {
-      const auto merged = merge_columns(
-          mean, m2, c * slab.inner, slab.inner, period, columns, slab.lines);
+      const auto merged =
+          merge_columns(mean, m2, c * slab.inner, slab.inner, period, columns, slab.lines);
       args.mean[channel + c] = merged.mean;
       args.m2[channel + c] = merged.m2;
     }
@@ -233,8 +231,7 @@ class RunBlock {
         one_over_size_(1.0 / static_cast<double>(size * runs)) {}
 
   // All lanes share one pivot, so that their sums add up.
-  BNEXT_INLINE void reduce(
-      const scalar_t* x, std::int64_t ahead, double& mean, double& m2) const {
+  BNEXT_INLINE void reduce(const scalar_t* x, std::int64_t ahead, double& mean, double& m2) const {
     const acc_t pivot_value = pivot(x);
     const P one_pivot(pivot_value);
     StripSums<scalar_t, 1> sums;
@@ -247,7 +244,7 @@ class RunBlock {
         // A few lines at a time: two levels of sums round less than one.
         for (std::int64_t begin = 0; begin < strip.lines; begin += kGroupLines) {
           StripSums<scalar_t, packs()> group;
-          group.template add_lines<FetchInto::kL2>(
+          group.template add_lines<PerChannel::kFetchFar<scalar_t>>(
               x, strip, begin, std::min(begin + kGroupLines, strip.lines), pivots);
           sums.d[0] = sums.d[0] + sum_of(group.d);
           sums.dd[0] = sums.dd[0] + sum_of(group.dd);
@@ -359,7 +356,7 @@ BNEXT_KERNEL void apply_slab(const ApplyArgs<scalar_t>& given, const Slab& slab)
       BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
         const std::int64_t here = at + k * P::kSize;
         if (args.stream) {
-          fetch<kFetchFar<scalar_t>>(args.input, strip, i, k);
+          fetch<decltype(constants)::template kFetchFar<scalar_t>>(args.input, strip, i, k);
         } else {
           fetch<FetchInto::kL1>(args.input, strip, i, k);
           fetch<FetchInto::kL1ToWrite>(args.output, strip, i, k);

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstdint>
 #include <vector>
 
@@ -19,13 +18,24 @@ constexpr std::int64_t kGrainElements = 32768;
 constexpr std::int64_t kMaxPieces = 64;
 // A ghost of this many elements stays in a core's cache from reduce to apply.
 constexpr std::int64_t kCacheElements = 262144;
-constexpr std::int64_t kMinChannelPieces = 16;
 // Lines of short runs that a piece keeps, so that its per-column accumulators pay off.
 constexpr std::int64_t kMinLines = 128;
 // Adjacent elements of planes that a piece keeps: enough pages for the prefetchers.
 constexpr std::int64_t kMinRun = 16384;
 // And of rows, which are cut between channels only where their lines are too few.
 constexpr std::int64_t kMinRowRun = 512;
+// Beyond the last-level cache, planes of this many elements, of at least so many channels, are cut
+// between channels alone, into pieces that a core's cache holds from reduce to apply: in backward,
+// two tensors in float.
+constexpr std::int64_t kMinWholePlane = 512;
+constexpr std::int64_t kMinWholeChannels = 16;
+constexpr std::int64_t kWholeElements = 98304;
+
+// Which of the two passes over the elements an op makes.
+struct Phases {
+  bool reduce;
+  bool apply;
+};
 
 // One piece of one ghost.
 struct Piece {
@@ -33,13 +43,17 @@ struct Piece {
   std::int64_t offset;     // of its first element in the tensor
   std::int64_t channel;    // its first channel
   std::int64_t partial;    // which of the ghost's partial results it contributes to
-  std::int64_t ahead = 0;  // from its elements to those of the next ghost, if that is read next
+  std::int64_t ahead = 0;  // from its elements to those that are reduced next, if that is known
 };
 
 class Schedule {
  public:
-  Schedule(const Layout& layout, std::int64_t num_ghosts)
-      : layout_(layout), num_ghosts_(num_ghosts) {
+  Schedule(const Layout& layout, std::int64_t element_size, std::int64_t num_ghosts, Phases phases)
+      : layout_(layout),
+        element_size_(element_size),
+        num_ghosts_(num_ghosts),
+        phases_(phases),
+        exceeds_cache_(4 * layout.numel() * element_size > last_level_cache_bytes()) {
     const bool rows = layout.order == Order::kRows;
     lines_per_sample_ = rows ? layout.spatial : 1;
     inner_ = rows ? 1 : layout.spatial;
@@ -51,9 +65,9 @@ class Schedule {
     const std::int64_t wanted =
         std::clamp<std::int64_t>(ghost_elements_ / kGrainElements, 1, kMaxPieces);
     const std::int64_t per_channel = lines * inner_;
-    if (!rows && per_channel <= kCacheElements && layout.n_channel >= kMinChannelPieces) {
-      static const long kTarget = getenv("BNEXT_TARGET") ? atol(getenv("BNEXT_TARGET")) : 65536;
-      const std::int64_t channels = std::max<std::int64_t>(1, kTarget / per_channel);
+    if (exceeds_cache_ && phases.reduce && phases.apply && inner_ >= kMinWholePlane &&
+        layout.n_channel >= kMinWholeChannels && per_channel <= kCacheElements) {
+      const std::int64_t channels = std::max<std::int64_t>(1, kWholeElements / per_channel);
       channel_cuts_ = ceil_div(layout.n_channel, channels);
       line_cuts_ = plane_cuts_ = 1;
       return;
@@ -76,6 +90,7 @@ class Schedule {
                       : 1;
   }
 
+  Phases phases() const { return phases_; }
   std::int64_t num_ghosts() const { return num_ghosts_; }
   std::int64_t n_channel() const { return layout_.n_channel; }
   std::int64_t num_pieces() const { return line_cuts_ * plane_cuts_ * channel_cuts_; }
@@ -122,16 +137,15 @@ class Schedule {
     return piece;
   }
 
-  // Whether a piece of an output is better stored past the caches: the four tensors of a training
-  // step are more than they hold, and no cache line is shared with another run.
-  bool stream(const Piece& piece, std::int64_t element_size) const {
+  // Whether a piece of an output is better stored past the caches: they do not hold all, and no
+  // cache line is shared with another run.
+  bool stream(const Piece& piece) const {
     const Slab& slab = piece.slab;
     const std::int64_t run = slab.inner <= kShortRun ? slab.length : slab.inner;
     const auto aligned = [&](std::int64_t elements) {
-      return elements * element_size % kStreamAlign == 0;
+      return elements * element_size_ % kStreamAlign == 0;
     };
-    return 4 * layout_.numel() * element_size > last_level_cache_bytes() && aligned(run) &&
-           aligned(slab.stride) && aligned(piece.offset);
+    return exceeds_cache_ && aligned(run) && aligned(slab.stride) && aligned(piece.offset);
   }
 
   // From the elements of a small ghost to those of the next, which fit into a core's cache beside
@@ -140,6 +154,9 @@ class Schedule {
     const bool near = ghost_elements_ <= kGrainElements && ghost + 1 < num_ghosts_;
     return near ? samples(ghost).size() * lines_per_sample_ * line_length() : 0;
   }
+
+  // Pieces of whole channels go through all three steps one after the other, as small ghosts do.
+  bool piece_by_piece() const { return num_partials() == 1; }
 
   // Small ghosts go through all three steps one after the other, while they are in cache; groups
   // of them run in parallel. Otherwise each step runs in parallel over the pieces of all ghosts.
@@ -169,7 +186,10 @@ class Schedule {
   }
 
   Layout layout_;
+  std::int64_t element_size_;
   std::int64_t num_ghosts_;
+  Phases phases_;
+  bool exceeds_cache_;  // the last-level one: by the four tensors of a training step
   std::int64_t lines_per_sample_;
   std::int64_t inner_;
   std::int64_t samples_per_ghost_;

@@ -10,12 +10,6 @@
 
 namespace bnext {
 
-// Which of the three steps an op runs.
-struct Phases {
-  bool reduce;
-  bool apply;
-};
-
 // What run_steps calls of `Steps`:
 //   Scratch                                      what the steps of one ghost hand to each other
 //   make_scratch() -> Scratch
@@ -27,7 +21,8 @@ struct Phases {
 
 // All steps of a ghost by one thread, before those of the next.
 template <typename Steps>
-void run_ghost_by_ghost(const Schedule& schedule, Phases phases, Steps& steps) {
+void run_ghost_by_ghost(const Schedule& schedule, Steps& steps) {
+  const Phases phases = schedule.phases();
   const std::int64_t num_pieces = schedule.num_pieces();
   const std::int64_t workers = num_workers(schedule.num_groups());
   StepItems groups(schedule.num_groups(), workers);
@@ -53,9 +48,11 @@ void run_ghost_by_ghost(const Schedule& schedule, Phases phases, Steps& steps) {
   });
 }
 
-// All steps of a piece, whose channels are in no other, by one thread.
+// All steps of a piece, whose channels are in no other, by one thread: memory is read once, and the
+// next piece's while this one is written.
 template <typename Steps>
-void run_piece_by_piece(const Schedule& schedule, Phases phases, Steps& steps) {
+void run_piece_by_piece(const Schedule& schedule, Steps& steps) {
+  const Phases phases = schedule.phases();
   const std::int64_t num_pieces = schedule.num_pieces();
   const std::int64_t pieces = schedule.num_ghosts() * num_pieces;
   std::vector<decltype(steps.make_scratch())> scratch;
@@ -69,19 +66,15 @@ void run_piece_by_piece(const Schedule& schedule, Phases phases, Steps& steps) {
   run_workers(workers, [&](std::int64_t worker) {
     items.run(worker, [&](std::int64_t i) {
       const std::int64_t ghost = i / num_pieces;
-      const Piece piece = schedule.piece(ghost, i % num_pieces);
+      Piece piece = schedule.piece(ghost, i % num_pieces);
       if (phases.reduce) {
         steps.reduce(piece, scratch[ghost]);
         const Range channels{piece.channel, piece.channel + piece.slab.channels()};
         steps.fold(ghost, ghost, channels, scratch[ghost]);
+        piece.ahead = channels.end < schedule.n_channel() ? piece.slab.length : 0;
       }
       if (phases.apply) {
-        static const bool kAhead = getenv("BNEXT_AHEAD") != nullptr;
-        Piece p = piece;
-        if (kAhead && phases.reduce && i % num_pieces + 1 < num_pieces) {
-          p.ahead = piece.slab.length;
-        }
-        steps.apply(p, scratch[ghost]);
+        steps.apply(piece, scratch[ghost]);
       }
     });
   });
@@ -89,7 +82,8 @@ void run_piece_by_piece(const Schedule& schedule, Phases phases, Steps& steps) {
 
 // Each step of all ghosts before the next step.
 template <typename Steps>
-void run_step_by_step(const Schedule& schedule, Phases phases, Steps& steps) {
+void run_step_by_step(const Schedule& schedule, Steps& steps) {
+  const Phases phases = schedule.phases();
   const std::int64_t num_pieces = schedule.num_pieces();
   const std::int64_t num_ghosts = schedule.num_ghosts();
   const std::int64_t pieces = num_ghosts * num_pieces;
@@ -130,13 +124,13 @@ void run_step_by_step(const Schedule& schedule, Phases phases, Steps& steps) {
 }
 
 template <typename Steps>
-void run_steps(const Schedule& schedule, Phases phases, Steps& steps) {
+void run_steps(const Schedule& schedule, Steps& steps) {
   if (schedule.ghost_by_ghost()) {
-    run_ghost_by_ghost(schedule, phases, steps);
-  } else if (schedule.num_partials() == 1) {
-    run_piece_by_piece(schedule, phases, steps);
+    run_ghost_by_ghost(schedule, steps);
+  } else if (schedule.piece_by_piece()) {
+    run_piece_by_piece(schedule, steps);
   } else {
-    run_step_by_step(schedule, phases, steps);
+    run_step_by_step(schedule, steps);
   }
 }
 

@@ -5,6 +5,7 @@
 
 #include "../tensors.h"
 #include "kernels.h"
+#include "schedule.h"
 
 namespace bnext {
 
@@ -33,6 +34,12 @@ class ChannelValues {
   at::Tensor tensor_;
   const acc_t* data_ = nullptr;
 };
+
+inline Schedule schedule_of(const at::Tensor& input, std::int64_t num_ghosts, Phases phases) {
+  return {
+      layout_of(input, dense_format(input)), static_cast<std::int64_t>(input.element_size()),
+      num_ghosts, phases};
+}
 
 template <typename scalar_t>
 const scalar_t* optional_data(const at::Tensor& tensor) {

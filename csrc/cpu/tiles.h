@@ -62,10 +62,11 @@ std::int64_t near_lines(
   return std::clamp<std::int64_t>(bytes / (stride * kBytes), least, most);
 }
 
-// While an element is only read and written:
+// While an element is only read and written: what is set up per strip, which takes longer for types
+// of 16 bits, against the first-level cache.
 template <typename scalar_t>
 std::int64_t walk_lines(std::int64_t stride) {
-  return near_lines<scalar_t>(stride, 4096, 1, 32);
+  return near_lines<scalar_t>(stride, sizeof(scalar_t) < sizeof(float) ? 8192 : 4096, 1, 32);
 }
 
 // While its lines are summed: as many as are summed before their sum is added to the block's.
@@ -81,6 +82,8 @@ struct Fetch {
   std::int64_t stride = 0;
 };
 
+enum class FetchInto { kL1, kL1ToWrite, kL2 };
+
 // K adjacent packs of `lines` lines; only a strip of one pack may have fewer than all lanes.
 struct Strip {
   std::int64_t at;  // of its first element in the slab
@@ -93,8 +96,14 @@ struct Strip {
 template <int K>
 using Packs = std::integral_constant<int, K>;
 
-// The constants of a strip: those of its columns, or those of the one channel it belongs to.
+// The constants of a strip: those of its columns, or those of the one channel it belongs to. And
+// where to fetch what comes from memory or as several streams: measured, not derived
+// (docs/performance.md, "next lines of rows"); in runs it is far ahead.
 struct PerColumn {
+  template <typename scalar_t>
+  static constexpr FetchInto kFetchFar =
+      sizeof(scalar_t) < sizeof(float) ? FetchInto::kL1 : FetchInto::kL2;
+
   std::int64_t column;
   std::int64_t lanes;
 
@@ -104,6 +113,9 @@ struct PerColumn {
   }
 };
 struct PerChannel {
+  template <typename scalar_t>
+  static constexpr FetchInto kFetchFar = FetchInto::kL2;
+
   std::int64_t channel;
 
   template <typename P>
@@ -141,13 +153,6 @@ Fetch fetch_next_lines(
   return wanted ? Fetch{(line + lines) * slab.stride + column * lines, K * kSize} : Fetch{};
 }
 
-enum class FetchInto { kL1, kL1ToWrite, kL2 };
-
-// For what comes from memory, or as several streams: measured, not derived (docs/performance.md,
-// "next lines of rows").
-template <typename scalar_t>
-constexpr FetchInto kFetchFar = sizeof(scalar_t) < sizeof(float) ? FetchInto::kL1 : FetchInto::kL2;
-
 // What the strip fetches with pack k of a line.
 template <FetchInto kInto, typename scalar_t>
 BNEXT_INLINE void fetch(const scalar_t* p, const Strip& strip, std::int64_t line, int k) {
@@ -163,7 +168,8 @@ BNEXT_INLINE void fetch(const scalar_t* p, const Strip& strip, std::int64_t line
 }
 
 // Calls f(packs, strip) for strips that cover a run of adjacent elements, read as lines of K packs,
-// and f_rest(strip, rest) for its last pack if only `rest` lanes of it are not in the strips.
+// and f_rest(strip, rest) for its last pack if only `rest` lanes of it are not in the strips. The
+// strips fetch what lies `ahead` elements further on, or, if that is 0, nothing.
 template <typename scalar_t, int K, typename F, typename Rest>
 BNEXT_INLINE void for_each_run_strip(
     std::int64_t at, std::int64_t size, std::int64_t ahead, F&& f, Rest&& f_rest) {
@@ -190,8 +196,13 @@ BNEXT_INLINE void for_each_run_strip(
 constexpr std::int64_t kMaxRunsAtOnce = 4;
 constexpr std::int64_t kShortRunLines = 16;  // of a strip
 
-// Calls f(at, size, runs) for the blocks of the first channel's runs: stretches of about `block`
-// elements of a long run, or `runs` short ones in adjacent lines.
+// Lines of so many elements are long enough for the prefetchers of the hardware; in shorter ones
+// the next line is fetched.
+constexpr std::int64_t kLongLine = 16384;
+
+// Calls f(at, size, runs, ahead) for the blocks of the first channel's runs: stretches of about
+// `block` elements of a long run, or `runs` short ones in adjacent lines. Those to fetch meanwhile
+// lie `ahead` elements further on; 0: none.
 template <typename scalar_t, typename F>
 BNEXT_INLINE void for_each_run_block(const Slab& slab, std::int64_t block, F&& f) {
   constexpr std::int64_t kWidth = kStripPacks<scalar_t> * Pack<scalar_t>::kSize;
@@ -200,7 +211,8 @@ BNEXT_INLINE void for_each_run_block(const Slab& slab, std::int64_t block, F&& f
   for (std::int64_t line = 0; line < slab.lines; line += at_once) {
     for (std::int64_t i = 0; i < blocks; ++i) {
       const Range range = split_range(slab.inner, blocks, i);
-      const std::int64_t ahead = line + at_once < slab.lines ? at_once * slab.stride : 0;
+      const bool wanted = slab.length < kLongLine && line + at_once < slab.lines;
+      const std::int64_t ahead = wanted ? at_once * slab.stride : 0;
       f(line * slab.stride + range.begin, range.size(), std::min(at_once, slab.lines - line),
         ahead);
     }
@@ -208,8 +220,8 @@ BNEXT_INLINE void for_each_run_block(const Slab& slab, std::int64_t block, F&& f
 }
 
 // Calls f(packs, strip, constants) for strips that cover the slab, some elements of it twice: of a
-// wide matrix, or of one run after the other. Those of a wide matrix fetch what lies `ahead`
-// elements further on, or, if that is 0, the next lines.
+// wide matrix, or of one run after the other. They fetch what lies `ahead` elements further on, or,
+// if that is 0, the next lines of a wide matrix.
 template <typename scalar_t, int K, typename F>
 BNEXT_INLINE void for_each_strip(const Slab slab, std::int64_t ahead, F&& f) {
   if (slab.inner > kShortRun) {
