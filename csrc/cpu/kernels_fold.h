@@ -45,7 +45,7 @@ inline void inverse_stds<float>(
     const __m512d series = _mm512_fmadd_pd(h, _mm512_set1_pd(0.375), _mm512_set1_pd(0.5));
     // NaN where x is 0 or infinite: the estimate is then right.
     const __mmask8 number = _mm512_cmp_pd_mask(h, h, _CMP_ORD_Q);
-    const __m512d exact = _mm512_mask_fmadd_pd(r, number, _mm512_mul_pd(r, h), series);
+    const __m512d exact = _mm512_mask3_fmadd_pd(_mm512_mul_pd(r, h), series, r, number);
     _mm256_mask_storeu_ps(invstd + c, lanes, _mm512_cvtpd_ps(exact));
   }
 }
