@@ -172,6 +172,9 @@ struct CoefficientsArgs {
   acc_t* coef_0;
 };
 
+// Kernels take their arguments by reference and copy them, value by value, to where no store of
+// theirs can change them. A copy made for the call, by 16 bytes of what was just stored by 8, would
+// wait until that has left the store buffer.
 template <typename scalar_t>
 struct Kernels {
   using acc_t = AccType<scalar_t>;

@@ -168,6 +168,22 @@ class ColumnGradSums {
   alignas(64) acc_t block_dy_xmu_[kTileColumns];
 };
 
+// Of the channel whose `inner` columns start at `column`, and again every `period` columns.
+inline double sum_columns(
+    const double* values,
+    std::int64_t column,
+    std::int64_t inner,
+    std::int64_t period,
+    std::int64_t columns) {
+  double sum = 0;
+  for (; column < columns; column += period) {
+    for (std::int64_t i = column; i < column + inner; ++i) {
+      sum += values[i];
+    }
+  }
+  return sum;
+}
+
 template <typename scalar_t, typename Act, Derivative kDerivative>
 void grad_reduce_columns(
     const GradReduceArgs<scalar_t>& args, const Slab& slab, std::int64_t repeat) {
@@ -184,11 +200,10 @@ void grad_reduce_columns(
     }
     double sum_dy[kTileColumns] = {}, sum_dy_xmu[kTileColumns] = {};
     sums.template reduce<Act, kDerivative>(args, slab, begin, columns, sum_dy, sum_dy_xmu);
-    // A channel has `inner` columns, and again every `period` columns.
-    for (std::int64_t i = 0; i < columns; ++i) {
-      const std::int64_t c = channel + i % period / slab.inner;
-      args.sum_dy[c] += sum_dy[i];
-      args.sum_dy_xmu[c] += sum_dy_xmu[i];
+    for (std::int64_t c = 0; c < std::min(columns, period) / slab.inner; ++c) {
+      const std::int64_t column = c * slab.inner;
+      args.sum_dy[channel + c] += sum_columns(sum_dy, column, slab.inner, period, columns);
+      args.sum_dy_xmu[channel + c] += sum_columns(sum_dy_xmu, column, slab.inner, period, columns);
     }
   }
 }
