@@ -31,6 +31,9 @@ CASES = (
 )
 
 
+ops = torch.ops.bnext
+
+
 def beyond_the_cache(plane: tuple[int, ...], layout: str, dtype: torch.dtype) -> Case:
     """With so many channels that the cache does not hold four such tensors, at least 17: no
     multiple of what a piece takes."""
@@ -69,3 +72,23 @@ def test_right_and_the_same_bits_for_any_number_of_threads(
         set_threads(threads)
         for name, value in step(case, True, activation, ghosts).items():
             assert_same(value, first[name], f"{name}, {threads} threads")
+
+
+def test_parts_give_the_bits_of_the_fused_ops() -> None:
+    case = beyond_the_cache((5, 61, 61), "contiguous", F32)
+    x, grad = case.input(), case.grad_output()
+    affine = (torch.rand(case.channels) + 0.5, torch.randn(case.channels))
+    no_buffers = (None, None, None)
+    output, *saved = ops.batch_norm(x, *affine, *no_buffers, None, True, 0.1, 1e-5, "relu", None)
+    count, mean, m2 = ops.batch_norm_reduce(x)
+    for part, of_fused in zip(
+        ops.batch_norm_fold(count, mean, m2, *no_buffers, 0.1, 1e-5, x.dtype), saved, strict=True
+    ):
+        assert_same(part, of_fused, "statistics")
+    assert_same(ops.batch_norm_apply(x, *affine, None, *saved, "relu"), output, "output")
+
+    args = (grad, x, *affine, None, None, *saved)
+    grad_input = ops.batch_norm_backward(*args, True, "relu", [True, False])[0]
+    sums = ops.batch_norm_grad_reduce(*args, "relu")
+    part = ops.batch_norm_grad_apply(*args, count, *sums, "relu", [True, False])[0]
+    assert_same(part, grad_input, "grad_input")

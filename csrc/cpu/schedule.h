@@ -26,7 +26,7 @@ constexpr std::int64_t kMinRun = 16384;
 constexpr std::int64_t kMinRowRun = 512;
 // Beyond the last-level cache, planes of this many elements, of at least so many channels, are cut
 // between channels alone, into pieces that a core's cache holds from reduce to apply: in backward,
-// two tensors in float.
+// two tensors in float. Not where there is no reduce: apply alone is faster in longer runs.
 constexpr std::int64_t kMinWholePlane = 512;
 constexpr std::int64_t kMinWholeChannels = 16;
 constexpr std::int64_t kWholeElements = 98304;
@@ -65,7 +65,7 @@ class Schedule {
     const std::int64_t wanted =
         std::clamp<std::int64_t>(ghost_elements_ / kGrainElements, 1, kMaxPieces);
     const std::int64_t per_channel = lines * inner_;
-    if (exceeds_cache_ && phases.reduce && phases.apply && inner_ >= kMinWholePlane &&
+    if (exceeds_cache_ && phases.reduce && inner_ >= kMinWholePlane &&
         layout.n_channel >= kMinWholeChannels && per_channel <= kCacheElements) {
       const std::int64_t channels = std::max<std::int64_t>(1, kWholeElements / per_channel);
       channel_cuts_ = ceil_div(layout.n_channel, channels);
