@@ -42,6 +42,27 @@ def make_layer(
     return layer.train(training)
 
 
+def step(
+    case: Case, training: bool, activation: str | None, ghosts: int, device: str = "cpu"
+) -> dict[str, Tensor]:
+    """All results of a forward and a backward pass."""
+    size = None if ghosts == 1 else -(-case.shape[0] // ghosts)
+    layer = make_layer(
+        case,
+        training=training,
+        act=True,
+        activation=activation,
+        ghost_batch_size=size,
+        device=device,
+    )
+    x, residual = (t(device).requires_grad_() for t in (case.input, case.residual))
+    wanted = {"input": x, "residual": residual, "weight": layer.weight, "bias": layer.bias}
+    y = layer(x, residual)
+    grads = torch.autograd.grad(y, list(wanted.values()), case.grad_output(device))
+    named = dict(zip(wanted, grads, strict=True))
+    return {"output": y.detach(), **named, **dict(layer.named_buffers())}
+
+
 def trained(cls: type, **options: object) -> nn.Module:
     """A layer of 6 channels after a step, so that nothing in its state has its first value."""
     layer = cls(6, **{"device": ops.device, **options})

@@ -11,9 +11,8 @@ import pytest
 import torch
 from assertions import assert_same
 from cases import Case
-from layers import make_layer
+from layers import step
 from op_samples import ops
-from torch import Tensor
 
 import bnext
 
@@ -33,27 +32,6 @@ CASES = (
     Case((16, 16, 40, 40), "channels_last", torch.float16),
     Case((2000, 64), dtype=torch.float64, param_dtype=torch.float64),
 )
-
-
-def step(
-    case: Case, training: bool, activation: str | None, ghosts: int, device: str = "cpu"
-) -> dict[str, Tensor]:
-    """All results of a forward and a backward pass."""
-    size = None if ghosts == 1 else -(-case.shape[0] // ghosts)
-    layer = make_layer(
-        case,
-        training=training,
-        act=True,
-        activation=activation,
-        ghost_batch_size=size,
-        device=device,
-    )
-    x, residual = (t(device).requires_grad_() for t in (case.input, case.residual))
-    wanted = {"input": x, "residual": residual, "weight": layer.weight, "bias": layer.bias}
-    y = layer(x, residual)
-    grads = torch.autograd.grad(y, list(wanted.values()), case.grad_output(device))
-    named = dict(zip(wanted, grads, strict=True))
-    return {"output": y.detach(), **named, **dict(layer.named_buffers())}
 
 
 def ghost_counts(case: Case) -> tuple[int, ...]:

@@ -21,10 +21,11 @@ struct Math {
 
   // The three selections spell out what a NaN does, since `max` instructions drop it.
   BNEXT_HD static T where_le_zero(T x, T yes, T no) { return x <= T(0) ? yes : no; }
-  // NaN stays NaN.
-  BNEXT_HD static T positive_part(T x) { return where_le_zero(x, T(0), x); }
   BNEXT_HD static T where_gt_zero(T x, T yes, T no) { return x > T(0) ? yes : no; }
   BNEXT_HD static T where_nan(T x, T yes, T no) { return x != x ? yes : no; }
+
+  // max(x, 0) that keeps NaN.
+  BNEXT_HD static T positive_part(T x) { return where_le_zero(x, T(0), x); }
 };
 
 }  // namespace bnext

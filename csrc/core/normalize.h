@@ -71,11 +71,6 @@ struct GradSums {
   double sum_dy = 0;
   double sum_dy_xmu = 0;
 
-  BNEXT_HD void add(const GradSums& other) {
-    sum_dy += other.sum_dy;
-    sum_dy_xmu += other.sum_dy_xmu;
-  }
-
   // The kernels sum dy * (x - mean_hi), since x - mean_hi is exact or nearly so; the low part of
   // the mean follows once per channel.
   BNEXT_HD void subtract_mean_lo(double mean_lo) {

@@ -32,6 +32,9 @@ struct Slab {
 // columns of a wide matrix, whose lines are rows or samples; a longer one is walked on its own.
 constexpr std::int64_t kShortRun = 31;
 
+// Adjacent elements that are enough pages for the prefetchers of the hardware.
+constexpr std::int64_t kLongLine = 16384;
+
 // Bytes: what is stored past the caches begins and ends at cache lines, which are then written
 // once.
 constexpr std::int64_t kStreamAlign = 64;

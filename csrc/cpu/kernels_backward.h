@@ -244,9 +244,8 @@ BNEXT_INLINE GradSums grad_reduce_block(
 }
 
 template <typename scalar_t, typename Act, Derivative kDerivative>
-BNEXT_KERNEL void grad_reduce_runs(const GradReduceArgs<scalar_t>& given, const Slab& whole) {
+BNEXT_KERNEL void grad_reduce_runs(const GradReduceArgs<scalar_t>& given, const Slab& slab) {
   const GradReduceArgs<scalar_t> args = given;
-  const Slab slab = whole;
   constexpr std::int64_t kBlock = kBlockLines * kStripPacks<scalar_t> * Pack<scalar_t>::kSize;
   const std::int64_t channels = slab.channels();
   for_each_run_block<scalar_t>(

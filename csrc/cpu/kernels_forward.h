@@ -291,9 +291,8 @@ class RunBlock {
 
 // Runs of all lines and channels: long ones in blocks, short ones of a few lines at once.
 template <typename scalar_t>
-BNEXT_KERNEL void reduce_runs(const ReduceArgs<scalar_t>& given, const Slab& whole) {
+BNEXT_KERNEL void reduce_runs(const ReduceArgs<scalar_t>& given, const Slab& slab) {
   const ReduceArgs<scalar_t> args = given;
-  const Slab slab = whole;
   constexpr std::int64_t kBlock = kBlockLines * kStripPacks<scalar_t> * Pack<scalar_t>::kSize;
   const std::int64_t channels = slab.channels();
   double before = 0;

@@ -1,5 +1,6 @@
 // Pack: as many elements of scalar_t as fill one SIMD register, held in acc_t (two registers for
-// half and bfloat16). It is the T over which the numeric core runs on the CPU.
+// half and bfloat16). It is the T over which the numeric core runs on the CPU. The lanes are in
+// order, but for bfloat16 on AVX-512: there, one register has the even ones and one the odd.
 #pragma once
 
 #include <ATen/cpu/vec/functional.h>
@@ -292,14 +293,14 @@ struct Math<CPU_CAPABILITY::Pack<scalar_t>> {
     return no;
   }
   BNEXT_INLINE static T positive_part(T x) {
-    for (Vec& v : x.v) {
 #if defined(CPU_CAPABILITY_AVX512)
+    for (Vec& v : x.v) {
       v = CPU_CAPABILITY::max_zero(v);
-#else
-      v = Vec::blendv(v, Vec(0), v <= Vec(0));
-#endif
     }
     return x;
+#else
+    return where_le_zero(x, T(0), x);
+#endif
   }
   BNEXT_INLINE static T where_gt_zero(const T& x, const T& yes, T no) {
     for (int i = 0; i < T::kVecs; ++i) {

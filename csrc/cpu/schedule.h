@@ -20,8 +20,8 @@ constexpr std::int64_t kMaxPieces = 64;
 constexpr std::int64_t kCacheElements = 262144;
 // Lines of short runs that a piece keeps, so that its per-column accumulators pay off.
 constexpr std::int64_t kMinLines = 128;
-// Adjacent elements of planes that a piece keeps: enough pages for the prefetchers.
-constexpr std::int64_t kMinRun = 16384;
+// Adjacent elements that a piece of planes keeps.
+constexpr std::int64_t kMinRun = kLongLine;
 // And of rows, which are cut between channels only where their lines are too few.
 constexpr std::int64_t kMinRowRun = 512;
 // Beyond the last-level cache, planes of this many elements, of at least so many channels, are cut

@@ -48,6 +48,18 @@ void run_ghost_by_ghost(const Schedule& schedule, Steps& steps) {
   });
 }
 
+// Of every ghost, prepared: for steps whose ghosts are under way at the same time.
+template <typename Steps>
+auto scratch_of_ghosts(std::int64_t num_ghosts, const Steps& steps) {
+  std::vector<decltype(steps.make_scratch())> scratch;
+  scratch.reserve(num_ghosts);
+  for (std::int64_t ghost = 0; ghost < num_ghosts; ++ghost) {
+    scratch.push_back(steps.make_scratch());
+    steps.prepare(ghost, scratch[ghost]);
+  }
+  return scratch;
+}
+
 // All steps of a piece, whose channels are in no other, by one thread: memory is read once, and the
 // next piece's while this one is written.
 template <typename Steps>
@@ -55,12 +67,7 @@ void run_piece_by_piece(const Schedule& schedule, Steps& steps) {
   const Phases phases = schedule.phases();
   const std::int64_t num_pieces = schedule.num_pieces();
   const std::int64_t pieces = schedule.num_ghosts() * num_pieces;
-  std::vector<decltype(steps.make_scratch())> scratch;
-  scratch.reserve(schedule.num_ghosts());
-  for (std::int64_t ghost = 0; ghost < schedule.num_ghosts(); ++ghost) {
-    scratch.push_back(steps.make_scratch());
-    steps.prepare(ghost, scratch[ghost]);
-  }
+  auto scratch = scratch_of_ghosts(schedule.num_ghosts(), steps);
   const std::int64_t workers = num_workers(pieces);
   StepItems items(pieces, workers);
   run_workers(workers, [&](std::int64_t worker) {
@@ -91,12 +98,7 @@ void run_step_by_step(const Schedule& schedule, Steps& steps) {
       schedule.n_channel() * schedule.num_partials() / (kGrainElements / 8), 1,
       schedule.n_channel());
 
-  std::vector<decltype(steps.make_scratch())> scratch;
-  scratch.reserve(num_ghosts);
-  for (std::int64_t ghost = 0; ghost < num_ghosts; ++ghost) {
-    scratch.push_back(steps.make_scratch());
-    steps.prepare(ghost, scratch[ghost]);
-  }
+  auto scratch = scratch_of_ghosts(num_ghosts, steps);
   const std::int64_t workers = num_workers(pieces);
   StepItems reduce(pieces, workers);
   StepItems fold(num_ghosts * fold_cuts, workers);

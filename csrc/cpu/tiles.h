@@ -196,13 +196,9 @@ BNEXT_INLINE void for_each_run_strip(
 constexpr std::int64_t kMaxRunsAtOnce = 4;
 constexpr std::int64_t kShortRunLines = 16;  // of a strip
 
-// Lines of so many elements are long enough for the prefetchers of the hardware; in shorter ones
-// the next line is fetched.
-constexpr std::int64_t kLongLine = 16384;
-
 // Calls f(at, size, runs, ahead) for the blocks of the first channel's runs: stretches of about
-// `block` elements of a long run, or `runs` short ones in adjacent lines. Those to fetch meanwhile
-// lie `ahead` elements further on; 0: none.
+// `block` elements of a long run, or `runs` short ones in adjacent lines. Those to fetch meanwhile,
+// where lines are not long, lie `ahead` elements further on; 0: none.
 template <typename scalar_t, typename F>
 BNEXT_INLINE void for_each_run_block(const Slab& slab, std::int64_t block, F&& f) {
   constexpr std::int64_t kWidth = kStripPacks<scalar_t> * Pack<scalar_t>::kSize;
