@@ -102,6 +102,13 @@ TORCH_LIBRARY(bnext, m) {
       tags);
   m.def("cpu_isa() -> str", &cpu_isa);
   m.def("cpu_isas() -> str[]", &cpu_isas);
+#ifdef BNEXT_WITH_CUDA
+  m.def("cuda_plan(Tensor input, int? ghost_batch_size=None, int tensors=1) -> str");
+  m.def(
+      "limit_cuda_device(int num_sms, int shared_per_sm, int shared_per_block, "
+      "int narrow_elements) -> ()",
+      &limit_cuda_device);
+#endif
 }
 
 TORCH_LIBRARY_IMPL(bnext, CPU, m) {
@@ -125,6 +132,7 @@ TORCH_LIBRARY_IMPL(bnext, CUDA, m) {
   m.impl("batch_norm_apply", &batch_norm_apply_cuda);
   m.impl("batch_norm_grad_reduce", &batch_norm_grad_reduce_cuda);
   m.impl("batch_norm_grad_apply", &batch_norm_grad_apply_cuda);
+  m.impl("cuda_plan", &cuda_plan);
 }
 #endif
 

@@ -115,4 +115,17 @@ BatchNormGradApply batch_norm_grad_apply_cpu, batch_norm_grad_apply_cuda;
 std::string cpu_isa();
 std::vector<std::string> cpu_isas();
 
+// The launches of a training step's forward (tensors = 1) or backward (2; 3 with a residual) in
+// words, such as "rows: team 264/4x64/s33/r2": grid/threads/splits/rounds.
+std::string cuda_plan(
+    const at::Tensor& input, std::optional<std::int64_t> ghost_batch_size, std::int64_t tensors);
+
+// A hook for tests: from now on launches are planned as for a GPU with no more multiprocessors and
+// bytes of shared memory than this, and with 32-bit offsets up to that many elements.
+void limit_cuda_device(
+    std::int64_t num_sms,
+    std::int64_t shared_per_sm,
+    std::int64_t shared_per_block,
+    std::int64_t narrow_elements);
+
 }  // namespace bnext

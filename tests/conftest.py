@@ -40,35 +40,42 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "device" not in metafunc.fixturenames:
-        return
-    wanted = metafunc.config.getoption("--device")
+def devices(config: pytest.Config) -> list[str]:
+    """That --device asks for. Without a CUDA device the suite has no second half of skipped twins:
+    one test (test_assertions.py::test_cuda_was_tested) says what is missing."""
+    wanted = config.getoption("--device")
     missing = cuda_missing()
-    # Without a CUDA device the suite has no second half of skipped twins: one test
-    # (test_assertions.py::test_cuda_was_tested) says what is missing.
-    cuda = [] if missing else ["cuda"]
     if wanted == "cuda" and missing:
         raise pytest.UsageError(f"--device cuda: {missing}")
     executed = [] if simt_build.cuda_include() is None else ["executor"]
-    devices = {"auto": ["cpu", *executed, *cuda]}.get(wanted, [wanted])
-    metafunc.parametrize("device", devices, indirect=True)
+    return {"auto": ["cpu", *executed, *([] if missing else ["cuda"])]}.get(wanted, [wanted])
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "device" in metafunc.fixturenames:
+        metafunc.parametrize("device", devices(metafunc.config), indirect=True)
 
 
 @pytest.fixture
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The device of a test's tensors. On the executor each test draws a GPU by its name."""
-    if request.param != "executor":
-        with op_samples.using(request.param):
-            yield request.param
+    """The device of a test's tensors. The launches of CUDA kernels are planned for a GPU that each
+    test draws by its name: on a real one, too, small tensors take every path then."""
+    if request.param == "cpu":
+        with op_samples.using("cpu"):
+            yield "cpu"
         return
     gpus = list(executor.GPUS.values())
     draw = zlib.crc32(request.node.nodeid.encode())
-    with (
-        executor.running_on(gpus[draw % len(gpus)], seed=draw // len(gpus) % 5) as library,
-        op_samples.using("cpu", library),
-    ):
-        yield "cpu"
+    gpu, seed = gpus[draw % len(gpus)], draw // len(gpus) % 5
+    if request.param == "executor":
+        with (
+            executor.running_on(gpu, seed) as library,
+            op_samples.using("cpu", library),
+        ):
+            yield "cpu"
+        return
+    with executor.limited_to(gpu), op_samples.using(request.param):
+        yield request.param
 
 
 @pytest.fixture

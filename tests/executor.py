@@ -8,7 +8,7 @@ import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import simt_build
 import torch
@@ -31,22 +31,25 @@ LAUNCHER_PARTS = [
 
 
 class Gpu(NamedTuple):
-    """What the launch configuration looks at."""
+    """What the launch configuration looks at; offsets are 32-bit up to ``narrow_elements``."""
 
     num_sms: int
     shared_per_sm: int
     shared_per_block: int
+    narrow_elements: int = 1 << 30
 
 
 # From a GPU on which everything fits on chip to one on which next to nothing does, so that small
-# tensors take every path: lone blocks, teams, two passes with and without splits.
+# tensors take every path: lone blocks, teams, two passes with and without splits, 64-bit offsets.
 GPUS = {
     "h100": Gpu(132, 228 << 10, 227 << 10),
     "a100_quarter": Gpu(27, 164 << 10, 163 << 10),
     "t4_fifth": Gpu(8, 64 << 10, 64 << 10),
     "two_sms": Gpu(2, 40 << 10, 18 << 10),
     "no_cache": Gpu(6, 40 << 10, 1 << 10),
+    "wide_index": Gpu(6, 64 << 10, 64 << 10, narrow_elements=0),
 }
+UNLIMITED = Gpu(1 << 30, 1 << 30, 1 << 30)
 
 
 def torch_flags() -> list[str]:
@@ -76,10 +79,20 @@ def simt() -> object:
 
 
 @contextmanager
+def limited_to(gpu: Gpu, library: Any = torch.ops.bnext) -> Iterator[None]:
+    """Launches are planned as for `gpu`, where the real one has no less."""
+    library.limit_cuda_device(*gpu)
+    try:
+        yield
+    finally:
+        library.limit_cuda_device(*UNLIMITED)
+
+
+@contextmanager
 def running_on(gpu: Gpu, seed: int = 0) -> Iterator[object]:
     """bnext's layers and functions run the CUDA kernels, on an executor that stands for `gpu`."""
     library = simt()
-    library.set_device(*gpu)
+    library.limit_cuda_device(*gpu)
     library.set_seed(seed)
     ops.bind(library)
     try:

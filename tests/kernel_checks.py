@@ -11,6 +11,8 @@ import simt_build
 
 FOLDER = simt_build.SIMT / "kernels"
 CSRC = simt_build.ROOT / "csrc"
+# What the launches keep between them.
+LAUNCH_STATE = CSRC / "cuda" / "launch_state.cpp"
 PROGRAMS = ("forward", "backward", "fold")
 # One instance of every kernel and layout: seconds to compile.
 FEW = ("-DBNEXT_FEW_KERNELS",)
@@ -33,7 +35,7 @@ def build(
     headers = [*FOLDER.glob("*.h"), *kernel_headers(csrc), *(csrc / "cuda").glob("*.cu")]
     return simt_build.program(
         f"kernels_{name}_{variant}_{program}",
-        [FOLDER / f"{program}_checks.cpp"],
+        [FOLDER / f"{program}_checks.cpp", LAUNCH_STATE],
         [f"-I{csrc}", *flags, *QUIET, *VARIANTS[variant]],
         headers,
         first=FOLDER / "common.h",

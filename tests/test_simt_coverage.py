@@ -32,7 +32,8 @@ def lines_run(program: str, folder: Path) -> list[tuple[str, int, bool]]:
     command = [*simt_build.compiler(), *simt_build.FLAGS, *kernel_checks.QUIET, "-O0", "--coverage"]
     command += [f"-I{kernel_checks.CSRC}", *simt_build.includes(), "-c", str(source)]
     subprocess.run([*command, "-o", f"{target}.o"], check=True)
-    parts = [f"{target}.o", *map(str, simt_build.executor_objects())]
+    others = simt_build.objects("coverage", [kernel_checks.LAUNCH_STATE], ["-O0"])
+    parts = [f"{target}.o", *map(str, [*others, *simt_build.executor_objects()])]
     link = [*simt_build.compiler(), *parts, "--coverage", "-pthread", "-o", str(target)]
     subprocess.run(link, check=True)
     result = kernel_checks.run(target, "--seeds=1")

@@ -1,6 +1,7 @@
 """The executor of tests/simt: its primitives, what it detects, and its sanitizer builds.
 
 The kernels are small ones of its own, in tests/simt/cases; those of csrc/cuda are tested elsewhere.
+What csrc/cuda keeps between launches is tested here, with several streams and host threads.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ import simt_build
 
 CASES_FOLDER = simt_build.SIMT / "cases"
 HEADERS = sorted(CASES_FOLDER.glob("*.h"))
-SOURCES = [CASES_FOLDER / f"{name}.cpp" for name in ("errors", "main", "primitives")]
+STATE = simt_build.ROOT / "csrc" / "cuda" / "launch_state.cpp"
+HEADERS.append(STATE.with_suffix(".h"))
+NAMES = ("between_launches", "errors", "main", "primitives")
+SOURCES = [STATE, *(CASES_FOLDER / f"{name}.cpp" for name in NAMES)]
 # The rows of the lists in the sources. Collecting tests needs no compiler.
 CASES = [name for path in SOURCES for name in re.findall(r'^ +\{"(\w+)", ', path.read_text(), re.M)]
 

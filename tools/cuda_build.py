@@ -89,16 +89,39 @@ def decide(
 
 
 def arch_flags(environ: Mapping[str, str]) -> tuple[list[str], str]:
-    """The flags of nvcc, and the architectures for people: those of TORCH_CUDA_ARCH_LIST, from
-    which torch makes the flags, or the default."""
-    if wanted := environ.get("TORCH_CUDA_ARCH_LIST"):
-        return [], wanted
+    """The flags of nvcc, and the architectures for people: those of TORCH_CUDA_ARCH_LIST, or the
+    default.
+
+    Machine code of Ampere and later comes from Ampere's PTX also where it is asked for alone: from
+    Hopper's own, kernels of bfloat16 would spill registers. Names ("Hopper") and architectures with
+    a suffix ("9.0a") are left to torch, which makes flags where it is given none.
+    """
+    wanted = environ.get("TORCH_CUDA_ARCH_LIST")
+    sources = DEFAULT_ARCHS
+    if wanted:
+        parsed = _parse(wanted)
+        if parsed is None:
+            return [], wanted
+        sources = parsed
     flags, names = [], []
-    for virtual, real in DEFAULT_ARCHS.items():
+    for virtual, real in sources.items():
         codes = [f"compute_{virtual}" if arch == "PTX" else f"sm_{arch}" for arch in real]
         flags.append(f"-gencode=arch=compute_{virtual},code=[{','.join(codes)}]")
         names += [f"{virtual}+PTX" if arch == "PTX" else arch for arch in real]
-    return flags, " ".join(names)
+    return flags, wanted or " ".join(names)
+
+
+def _parse(wanted: str) -> dict[str, tuple[str, ...]] | None:
+    """Of TORCH_CUDA_ARCH_LIST, as DEFAULT_ARCHS; None where an entry is more than a number."""
+    sources: dict[str, list[str]] = {}
+    for entry in re.split(r"[;\s]+", wanted.strip()):
+        found = re.fullmatch(r"(\d+)\.(\d)(\+PTX)?", entry)
+        if not found:
+            return None
+        arch = found[1] + found[2]
+        codes = sources.setdefault("80" if int(arch) >= 80 else arch, [])
+        codes += [code for code in (arch, found[3] and "PTX") if code and code not in codes]
+    return {virtual: tuple(codes) for virtual, codes in sources.items()}
 
 
 def link_cudart(wheels: Path, folder: Path) -> list[str]:

@@ -43,7 +43,7 @@ Tensor3 batch_norm_fold_cuda(
   const at::Tensor save_mean = mean.new_empty(mean.sizes(), acc);
   const at::Tensor save_mean_lo = mean.new_empty(mean.sizes(), acc);
   const at::Tensor save_invstd = mean.new_empty(mean.sizes(), acc);
-  const at::Tensor counters = device.counters(1);
+  const cuda::CounterMemory counters = device.counters(1);
   cuda::dispatch_dtype(dtype, [&](auto tag) {
     using scalar_t = decltype(tag);
     using acc_t = AccType<scalar_t>;
@@ -54,7 +54,7 @@ Tensor3 batch_norm_fold_cuda(
          cuda::data_of<acc_t>(save_invstd)},
         eps,
         cuda::running_stats(running_mean, running_var, num_batches_tracked, momentum, dtype),
-        reinterpret_cast<unsigned*>(counters.mutable_data_ptr<std::int32_t>())};
+        counters.counters};
     cuda::check_launch(cuda::FoldLaunches<scalar_t>::fold(args, device.stream()), "fold");
   });
   for (const OptionalTensor* buffer : {&running_mean, &running_var, &num_batches_tracked}) {

@@ -1,75 +1,64 @@
+// The device of a call: what does not depend on who answers for it, torch (device_torch_cuda.cpp)
+// or the executor (tests/simt).
 #include "device_cuda.h"
 
-#include <ATen/cuda/CUDAContext.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
-#include <c10/cuda/CUDAStream.h>
+#include <algorithm>
+#include <limits>
 
-#include <map>
-#include <mutex>
-#include <utility>
-#include <vector>
+#include "../ops.h"
+#include "launch_state.h"
 
 namespace bnext::cuda {
-namespace {
 
-DeviceProperties query(at::DeviceIndex index) {
-  const cudaDeviceProp& properties = *at::cuda::getDeviceProperties(index);
-  return {
-      properties.multiProcessorCount, properties.maxThreadsPerMultiProcessor,
-      properties.maxBlocksPerMultiProcessor,
-      static_cast<int>(properties.sharedMemPerMultiprocessor),
-      static_cast<int>(properties.sharedMemPerBlockOptin)};
-}
-
-}  // namespace
-
-DeviceScope::DeviceScope(const at::Tensor& tensor)
-    : guard_(tensor.device()), device_(tensor.device()) {}
-
-cudaStream_t DeviceScope::stream() const {
-  return c10::cuda::getCurrentCUDAStream(device_.index()).stream();
-}
-
-const DeviceProperties& DeviceScope::properties() const {
-  static std::mutex mutex;
-  static std::map<at::DeviceIndex, DeviceProperties> known;
-  const std::lock_guard<std::mutex> lock(mutex);
-  auto found = known.find(device_.index());
-  if (found == known.end()) {
-    found = known.emplace(device_.index(), query(device_.index())).first;
+CounterMemory DeviceScope::counters(std::int64_t n) const {
+  CounterMemory memory;
+  if (n == 0) {
+    return memory;
   }
-  return found->second;
-}
-
-at::Tensor DeviceScope::counters(std::int64_t n) const {
-  const auto options = at::TensorOptions(device_).dtype(at::kInt);
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   check_launch(cudaStreamIsCapturing(stream(), &status), "cudaStreamIsCapturing");
-  if (status != cudaStreamCaptureStatusNone) {
-    // A graph has its own: two graphs captured on one stream may be replayed on two at once.
-    const at::Tensor own = at::empty({n}, options);
+  if (status == cudaStreamCaptureStatusNone) {
     check_launch(
-        cudaMemsetAsync(own.mutable_data_ptr(), 0, own.nbytes(), stream()), "cudaMemsetAsync");
-    return own;
+        stream_counters().get(tensor_.device().index(), stream(), n, &memory.counters), "counters");
+    return memory;
   }
-  // Launches of one stream follow each other: one set of counters serves all of them, and no launch
-  // is spent on zeroing it. Never freed: the CUDA context may be gone when statics are.
-  static std::mutex mutex;
-  static auto* const kept = new std::map<std::pair<at::DeviceIndex, cudaStream_t>, at::Tensor>;
-  const std::lock_guard<std::mutex> lock(mutex);
-  at::Tensor& counters = (*kept)[{device_.index(), stream()}];
-  if (!counters.defined() || counters.numel() < n) {
-    constexpr std::int64_t kLeast = 4096;
-    counters = at::zeros({std::max(kLeast, 2 * n)}, options);
-  }
-  return counters;
+  // A graph has its own: two graphs captured on one stream may be replayed on two at once.
+  memory.owner = tensor_.new_empty({n}, at::kInt);
+  memory.counters = reinterpret_cast<unsigned*>(memory.owner.mutable_data_ptr<std::int32_t>());
+  check_launch(
+      cudaMemsetAsync(memory.counters, 0, memory.owner.nbytes(), stream()), "cudaMemsetAsync");
+  return memory;
 }
 
 void check_launch(cudaError_t error, const char* op) {
+  if (error != cudaSuccess) {
+    cudaGetLastError();
+  }
   TORCH_CHECK(
       error == cudaSuccess, "bnext: ", op, " failed on the device: ", cudaGetErrorName(error), ": ",
       cudaGetErrorString(error));
 }
 
 }  // namespace bnext::cuda
+
+namespace bnext {
+
+void limit_cuda_device(
+    std::int64_t num_sms,
+    std::int64_t shared_per_sm,
+    std::int64_t shared_per_block,
+    std::int64_t narrow_elements) {
+  TORCH_CHECK(
+      num_sms > 0 && shared_per_sm > 0 && shared_per_block > 0,
+      "num_sms, shared_per_sm and shared_per_block must be positive, got ", num_sms, ", ",
+      shared_per_sm, " and ", shared_per_block);
+  constexpr std::int64_t kMost = std::numeric_limits<int>::max();
+  cuda::DeviceProperties most = cuda::kNoLimits;
+  most.num_sms = static_cast<int>(std::min(num_sms, kMost));
+  most.shared_per_sm = static_cast<int>(std::min(shared_per_sm, kMost));
+  most.shared_per_block = static_cast<int>(std::min(shared_per_block, kMost));
+  most.narrow_elements = std::clamp<std::int64_t>(narrow_elements, 0, most.narrow_elements);
+  cuda::limit_device(most);
+}
+
+}  // namespace bnext

@@ -7,17 +7,9 @@
 
 #include "elements.cuh"
 #include "launch.h"
+#include "launch_state.h"
 
 namespace bnext::cuda {
-
-template <typename Args>
-cudaError_t opt_in_to_shared(void (*kernel)(Args), int shared_bytes) {
-  constexpr int kWithoutOptIn = 48 * 1024;
-  if (shared_bytes <= kWithoutOptIn) {
-    return cudaSuccess;
-  }
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-}
 
 template <typename Args>
 cudaError_t start(
@@ -28,7 +20,9 @@ cudaError_t start(
     int shared_bytes,
     bool cooperative,
     cudaStream_t stream) {
-  if (const cudaError_t error = opt_in_to_shared(kernel, shared_bytes); error != cudaSuccess) {
+  if (const cudaError_t error =
+          opt_in_to_shared(reinterpret_cast<const void*>(kernel), shared_bytes);
+      error != cudaSuccess) {
     return error;
   }
   cudaLaunchConfig_t config{};
@@ -57,7 +51,8 @@ cudaError_t start(
 
 template <typename Args>
 cudaError_t occupancy(void (*kernel)(Args), const Launch& launch, int* blocks_per_sm) {
-  if (const cudaError_t error = opt_in_to_shared(kernel, launch.shared_bytes);
+  if (const cudaError_t error =
+          opt_in_to_shared(reinterpret_cast<const void*>(kernel), launch.shared_bytes);
       error != cudaSuccess) {
     return error;
   }

@@ -54,6 +54,10 @@ struct DeviceProperties {
   int max_blocks_per_sm;
   int shared_per_sm;
   int shared_per_block;  // the most that a kernel can opt in to
+  // Offsets within a piece stay below this many elements for 32-bit indices: half of what an int
+  // holds, since the walk steps beyond the end before it stops. The same for every device; tests
+  // lower it, so that small tensors take the kernels with 64-bit offsets.
+  std::int64_t narrow_elements = std::int64_t(1) << 30;
 };
 
 // A tensor, or several of one shape and layout that a kernel walks over together.
@@ -97,10 +101,6 @@ inline int power_of_two_from(std::int64_t value, int least, int most) {
   return power;
 }
 
-// Offsets within a piece stay below this many elements for 32-bit indices: half of what an int
-// holds, since the walk steps beyond the end before it stops.
-constexpr std::int64_t kNarrowElements = std::int64_t(1) << 30;
-
 // Bytes of a row that a tile takes: as wide as threads allow, a cache line, or two sectors of DRAM.
 constexpr int kWideRow = 512;
 constexpr int kCacheLine = 128;
@@ -111,7 +111,7 @@ constexpr std::int64_t kInnerUnit = 512;
 
 // The tile (of rows: at most `row_bytes` of each) and the threads of a block, before the work is
 // cut into pieces.
-inline Launch base_launch(const Operands& operands, int row_bytes) {
+inline Launch base_launch(const Operands& operands, int row_bytes, const DeviceProperties& device) {
   Launch launch{};
   Tiling& t = launch.tiling;
   const Layout& layout = operands.layout;
@@ -164,8 +164,8 @@ inline Launch base_launch(const Operands& operands, int row_bytes) {
   launch.threads_y = kThreads / launch.threads_x;
   // A thread's first offset is that of its place, and so is its step, also where there is no such
   // line.
-  launch.wide_index =
-      layout.numel() > kNarrowElements || t.line_stride > kNarrowElements / launch.threads_y;
+  launch.wide_index = layout.numel() > device.narrow_elements ||
+                      t.line_stride > device.narrow_elements / launch.threads_y;
   return launch;
 }
 
@@ -267,7 +267,7 @@ inline std::int64_t resident_blocks(const DeviceProperties& device) {
 // what a block reads besides, the constants of up to 128 channels, is small beside it. Down to 8
 // KiB where multiprocessors would have no block else.
 inline Launch two_pass_launch(const Operands& operands, Pass pass, const DeviceProperties& device) {
-  Launch launch = detail::base_launch(operands, detail::kWideRow);
+  Launch launch = detail::base_launch(operands, detail::kWideRow, device);
   const bool reduce = pass == Pass::kReduce;
   const std::int64_t pairs = operands.num_ghosts * launch.tiling.tiles;
   const std::int64_t bytes = operands.layout.numel() / pairs * operands.element_bytes;
@@ -307,7 +307,7 @@ inline Launch on_chip_launch(
     // Offsets within a piece are 32-bit.
     const Tiling& t = launch.tiling;
     const std::int64_t lines = std::max<std::int64_t>(t.lines[1].piece(0).size(), launch.threads_y);
-    if (bytes > limit || lines > detail::kNarrowElements / t.line_stride) {
+    if (bytes > limit || lines > device.narrow_elements / t.line_stride) {
       return false;
     }
     launch.cache_elements = static_cast<int>(elements);
@@ -322,7 +322,7 @@ inline Launch on_chip_launch(
   const std::int64_t all_bytes = operands.layout.numel() * tensors * operands.element_bytes;
   std::int64_t best_cost = std::numeric_limits<std::int64_t>::max(), best_bytes = 0;
   for (int row_bytes = detail::kWideRow; row_bytes >= detail::kNarrowRow; row_bytes /= 2) {
-    Launch launch = detail::base_launch(operands, row_bytes);
+    Launch launch = detail::base_launch(operands, row_bytes, device);
     detail::cut(launch, 1);
     if (fits(launch)) {
       const std::int64_t pairs = operands.num_ghosts * launch.tiling.tiles;
@@ -346,7 +346,7 @@ inline Launch on_chip_launch(
   }
   // Narrow tiles: what the blocks of a team tell each other is small beside their pieces.
   for (int row_bytes : {detail::kCacheLine, detail::kNarrowRow}) {
-    const Launch base = detail::base_launch(operands, row_bytes);
+    const Launch base = detail::base_launch(operands, row_bytes, device);
     const std::int64_t pairs = operands.num_ghosts * base.tiling.tiles;
     const std::int64_t fewest = std::max<std::int64_t>(2, ceil_div(all_bytes / pairs, limit));
     const std::int64_t most =

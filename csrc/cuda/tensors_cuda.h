@@ -91,7 +91,7 @@ inline Operands operands(
 template <typename Sets>
 struct LaunchMemory {
   at::Tensor doubles;
-  at::Tensor counters;
+  CounterMemory counters;
   Workspace<Sets> workspace;
   unsigned* barriers = nullptr;
 
@@ -104,9 +104,7 @@ struct LaunchMemory {
     const WorkspaceSize size = workspace_size(launch, on_chip, merges_ghosts);
     doubles = input.new_empty({size.doubles}, at::kDouble);
     counters = device.counters(size.counters);
-    const WorkspacePointers pointers{
-        doubles.mutable_data_ptr<double>(),
-        reinterpret_cast<unsigned*>(counters.mutable_data_ptr<std::int32_t>())};
+    const WorkspacePointers pointers{doubles.mutable_data_ptr<double>(), counters.counters};
     workspace = make_workspace<Sets>(launch, size, on_chip, pointers, &barriers);
   }
 };

@@ -37,6 +37,13 @@ struct Device {
 const Device& device();
 void set_device(const Device& device);
 
+// Whether a stream is being captured, as another thread would do it in CUDA's global mode: memory
+// can be allocated only in relaxed mode then.
+void set_capturing(bool capturing);
+
+// The next launch fails with cudaErrorLaunchFailure, and runs nothing.
+void fail_next_launch();
+
 // Of dynamic shared memory; no device can have more.
 inline constexpr std::size_t kSharedCapacity = 227 << 10;
 

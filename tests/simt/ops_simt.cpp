@@ -1,6 +1,7 @@
 // torch.ops.bnext_simt: the CUDA kernels and launchers of bnext, run by the executor on CPU
 // tensors, under the schemas of torch.ops.bnext; and the executor's settings for the tests.
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <cuda_runtime_api.h>
 #include <torch/library.h>
 
 #include <vector>
@@ -46,12 +47,14 @@ TORCH_LIBRARY(bnext_simt, m) {
         static_cast<std::int64_t>(c.loads_smaller + c.stores_smaller)};
   });
   m.def(
-      "set_device(int sm_count, int shared_per_sm, int shared_per_block) -> ()",
-      [](std::int64_t sm_count, std::int64_t shared_per_sm, std::int64_t shared_per_block) {
-    simt::Device device;
-    device.sm_count = static_cast<int>(sm_count);
-    device.shared_per_sm = static_cast<std::size_t>(shared_per_sm);
-    device.shared_per_block_optin = static_cast<std::size_t>(shared_per_block);
-    simt::set_device(device);
-  });
+      "cuda_plan(Tensor input, int? ghost_batch_size=None, int tensors=1) -> str",
+      &bnext::cuda_plan);
+  m.def(
+      "limit_cuda_device(int num_sms, int shared_per_sm, int shared_per_block, "
+      "int narrow_elements) -> ()",
+      &bnext::limit_cuda_device);
+  // As while a stream is being captured into a graph; the launches run at once all the same.
+  m.def("fail_next_launch() -> ()", &simt::fail_next_launch);
+  m.def("last_error() -> int", [] { return static_cast<std::int64_t>(cudaPeekAtLastError()); });
+  m.def("set_capturing(bool capturing) -> ()", &simt::set_capturing);
 }

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "scheduler.h"
 #include "settings.h"
@@ -77,6 +78,13 @@ std::uint64_t seed() {
   return settings.seed;
 }
 
+void fail_next_launch() {
+  settings.failing = true;
+}
+void set_capturing(bool capturing) {
+  settings.capturing = capturing;
+}
+
 Counters counters() {
   std::lock_guard lock(settings.launching);
   Counters result{};
@@ -148,6 +156,7 @@ cudaError_t max_active_blocks(int* count, const void* kernel, int threads, std::
 cudaError_t launch(
     const cudaLaunchConfig_t& config, const void* kernel, void (*body)(void*), void* arguments) {
   std::lock_guard lock(settings.launching);
+  if (std::exchange(settings.failing, false)) return record(cudaErrorLaunchFailure);
   if (cudaError_t error = check(config.gridDim, config.blockDim)) return record(error);
   std::size_t shared = config.dynamicSmemBytes;
   if (shared > dynamic_shared_limit(kernel)) return record(cudaErrorInvalidValue);

@@ -1,6 +1,8 @@
 // The functions of the runtime API that need no more than the settings.
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <thread>
 #include <utility>
 
 #include "settings.h"
@@ -16,6 +18,20 @@ cudaError_t set(int* value, std::size_t to) {
 
 }  // namespace
 
+// Used by one host thread at a time. Not thread_local: the executor takes a module's TLS segment
+// for shared memory.
+struct Streams {
+  std::map<std::uintptr_t, unsigned long long> numbers;  // by handle
+  std::map<std::thread::id, unsigned long long> per_thread;
+  std::map<std::thread::id, cudaStreamCaptureMode> capture_modes;  // global unless exchanged
+  unsigned long long next = 2;                                     // 1: the default stream
+};
+
+static Streams& streams() {
+  static Streams all;
+  return all;
+}
+
 #define SIMT_ERROR(name, text) \
   case name:                   \
     return {#name, text};
@@ -30,6 +46,8 @@ static std::pair<const char*, const char*> describe(cudaError_t error) {
     SIMT_ERROR(cudaErrorInvalidDevice, "invalid device ordinal")
     SIMT_ERROR(cudaErrorNotSupported, "operation not supported")
     SIMT_ERROR(cudaErrorLaunchFailure, "unspecified launch failure")
+    SIMT_ERROR(
+        cudaErrorStreamCaptureUnsupported, "operation not permitted when stream is capturing")
     SIMT_ERROR(cudaErrorCooperativeLaunchTooLarge, "too many blocks in cooperative launch")
     default:
       return {"cudaErrorUnknown", "unknown error"};
@@ -51,7 +69,35 @@ cudaError_t cudaPeekAtLastError() {
 }
 
 cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
-  *status = cudaStreamCaptureStatusNone;
+  *status = settings.capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
+  std::swap(streams().capture_modes[std::this_thread::get_id()], *mode);
+  return cudaSuccess;
+}
+cudaError_t cudaStreamCreate(cudaStream_t* stream) {
+  Streams& s = streams();
+  std::uintptr_t handle = 16;
+  while (s.numbers.count(handle) != 0) handle += 16;
+  s.numbers[handle] = s.next++;
+  *stream = reinterpret_cast<cudaStream_t>(handle);
+  return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  streams().numbers.erase(reinterpret_cast<std::uintptr_t>(stream));
+  return cudaSuccess;
+}
+cudaError_t cudaStreamGetId(cudaStream_t stream, unsigned long long* number) {
+  Streams& s = streams();
+  const auto handle = reinterpret_cast<std::uintptr_t>(stream);
+  if (stream == cudaStreamPerThread) {
+    auto& own = s.per_thread[std::this_thread::get_id()];
+    *number = own == 0 ? own = s.next++ : own;
+    return cudaSuccess;
+  }
+  if (handle != 0 && s.numbers.count(handle) == 0) return cudaErrorInvalidValue;
+  *number = handle == 0 ? 1 : s.numbers[handle];
   return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t) {
@@ -137,6 +183,9 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
 }
 
 cudaError_t cudaMalloc(void** address, std::size_t bytes) {
+  const bool relaxed =
+      streams().capture_modes[std::this_thread::get_id()] == cudaStreamCaptureModeRelaxed;
+  if (settings.capturing && !relaxed) return cudaErrorStreamCaptureUnsupported;
   *address = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
   return *address == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
 }
@@ -145,6 +194,7 @@ cudaError_t cudaFree(void* address) {
   return cudaSuccess;
 }
 cudaError_t cudaMemset(void* address, int value, std::size_t bytes) {
+  if (address == nullptr) return cudaErrorInvalidValue;
   std::memset(address, value, bytes);
   return cudaSuccess;
 }

@@ -27,6 +27,8 @@ struct Settings {
   unsigned long long atomics = 0;
   std::map<const void*, int> max_dynamic_shared;  // by kernel
   cudaError_t last_error = cudaSuccess;
+  bool capturing = false;
+  bool failing = false;
 
   Settings();
 };

@@ -24,6 +24,7 @@ struct Case {
 
 std::vector<Case> primitive_cases();
 std::vector<Case> error_cases();
+std::vector<Case> launch_state_cases();
 
 using Where = std::source_location;
 

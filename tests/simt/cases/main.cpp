@@ -12,6 +12,7 @@ __attribute__((weak)) std::vector<Case> outside_cases();
 int main(int count, char** names) {
   std::vector<executor_cases::Case> cases = executor_cases::primitive_cases();
   for (const auto& each : executor_cases::error_cases()) cases.push_back(each);
+  for (const auto& each : executor_cases::launch_state_cases()) cases.push_back(each);
   if (count > 1 && executor_cases::outside_cases != nullptr) {
     for (const auto& each : executor_cases::outside_cases()) cases.push_back(each);
   }

@@ -20,6 +20,7 @@ enum cudaError {
   cudaErrorNotSupported = 801,
   cudaErrorLaunchFailure = 719,
   cudaErrorCooperativeLaunchTooLarge = 720,
+  cudaErrorStreamCaptureUnsupported = 900,
   cudaErrorUnknown = 999
 };
 using cudaError_t = cudaError;
@@ -30,12 +31,24 @@ cudaError_t cudaGetLastError();
 cudaError_t cudaPeekAtLastError();
 
 using cudaStream_t = struct CUstream_st*;
+// The default stream of the thread that names it: one handle, a stream for each.
+#define cudaStreamPerThread (reinterpret_cast<cudaStream_t>(2))
+// A handle is given out again as soon as its stream is destroyed; the numbers differ.
+cudaError_t cudaStreamCreate(cudaStream_t* stream);
+cudaError_t cudaStreamDestroy(cudaStream_t stream);
+cudaError_t cudaStreamGetId(cudaStream_t stream, unsigned long long* number);
 
 enum cudaStreamCaptureStatus {
   cudaStreamCaptureStatusNone = 0,
   cudaStreamCaptureStatusActive = 1,
   cudaStreamCaptureStatusInvalidated = 2
 };
+enum cudaStreamCaptureMode {
+  cudaStreamCaptureModeGlobal = 0,
+  cudaStreamCaptureModeThreadLocal = 1,
+  cudaStreamCaptureModeRelaxed = 2
+};
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode);
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 cudaError_t cudaDeviceSynchronize();
