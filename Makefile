@@ -18,7 +18,13 @@ export OMP_WAIT_POLICY ?= passive
 # The grid of benchmarks/grid.py: BENCH=--quick for a look, BENCH='--compare old.json' after a change.
 BENCH ?=
 
-.PHONY: demo test bench models scaling matrix lint format accuracy sass gpu clean
+# The GPU machine's Python where there is one.
+GPU_PYTHON ?= $(shell python3.12 -c "" 2>/dev/null && echo python3.12 || echo $(PYTHON))
+GPU_VENV ?= .venv-gpu
+# Options of the run: GPU='--budget 290 --stages facts,build,plans'.
+GPU ?=
+
+.PHONY: demo test bench models scaling matrix lint format accuracy sass gpu gpu-rehearsal clean
 
 demo: $(VENV)/built
 	$(BIN)/python -m bnext demo --output demo.png
@@ -51,12 +57,20 @@ matrix: $(VENV)/built
 sass: $(VENV)/built
 	$(BIN)/python -m tools.sass_table
 
-# All that needs a GPU, built for the one at hand, in gpu-report/: the suite, compute-sanitizer where
-# it is installed, and the benchmarks.
+# All that needs a GPU, built for the one at hand, in gpu-report/: docs/gpu.md. The same without make:
+# python -m tools.gpu_run --output DIR, with any interpreter that has torch.
 gpu: $(VENV)/requirements
-	arch=$$($(BIN)/python -m tools.gpu_report --arch) && \
-	  TORCH_CUDA_ARCH_LIST=$$arch $(INSTALL) --no-build-isolation --no-deps -e .
-	$(BIN)/python -m tools.gpu_report
+	$(BIN)/python -m tools.gpu_run --output gpu-report $(GPU)
+
+# The same without a GPU: the executor and the CPU stand in. In an environment of its own, without
+# a network; on 2 cores half an hour.
+gpu-rehearsal: $(GPU_VENV)/requirements
+	$(GPU_VENV)/bin/python -m tools.gpu_run.rehearse --output gpu-report/rehearsal $(GPU)
+
+$(GPU_VENV)/requirements: tools/gpu_run/machine.txt
+	$(GPU_PYTHON) -m venv $(GPU_VENV)
+	$(GPU_VENV)/bin/python -m pip --disable-pip-version-check install -q --no-compile -r $<
+	touch $@
 
 lint: $(VENV)/built
 	$(BIN)/ruff check .
@@ -83,4 +97,4 @@ $(VENV)/built: $(VENV)/requirements $(SOURCES)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build bnext/*.so bnext/_build_info.py
+	rm -rf $(VENV) $(GPU_VENV) build gpu-report bnext/*.so bnext/_build_info.py

@@ -1,0 +1,1 @@
+"""``python -m tools.gpu_run``: all that needs a GPU, in minutes, by stages; see docs/gpu.md."""
