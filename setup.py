@@ -18,8 +18,9 @@ from tools import cuda_build  # noqa: E402
 # backward recompute the same pre-activation. -fopenmp only compiles: at::parallel_for's pool is
 # the one that libtorch_cpu already links. -fno-math-errno: square roots in loops as vectors; no
 # result depends on it. max-inline-insns-single: g++ would call at::vec's half-precision conversions
-# as functions, through memory.
+# as functions, through memory. -std: torch 2.11 would say c++17, later ones c++20.
 CXX_FLAGS = [
+    "-std=c++20",
     "-O3",
     "-g0",
     "-fopenmp",

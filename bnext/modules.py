@@ -5,13 +5,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
-from torch.nn.modules.batchnorm import _NormBase
 
+from bnext.compat import NormBase
 from bnext.functional import check_activation, check_ghost_batch_size, layer_forward
 from bnext.statistics import Accumulation, check_process_group, training_forward
 
 
-class _FusedBatchNorm(_NormBase):
+class _FusedBatchNorm(NormBase):
     """What all layers share: ``nn.BatchNorm``'s parameters, buffers, state_dict and semantics."""
 
     _dims: ClassVar[tuple[int, ...]]

@@ -1,7 +1,10 @@
-"""Whether setup.py builds for CUDA, with which toolkit, and what it says: decided by functions."""
+"""Whether setup.py builds for CUDA, with which toolkit, and what it says: decided by functions.
+And the versions of Python and torch that pyproject.toml promises."""
 
 from __future__ import annotations
 
+import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from bnext import _build_info
 from tools import extras
 from tools.cuda_build import Toolkit, decide, find_toolkits, link_cudart, wheels_folder
 
+ROOT = Path(__file__).parents[1]
 CUDA_12 = Toolkit(Path("/twelve"), "12.8", "PATH")
 CUDA_13 = Toolkit(Path("/wheels"), "13.0", "the wheel nvidia-cuda-nvcc")
 CUDA_13_2 = Toolkit(Path("/home"), "13.2", "CUDA_HOME")
@@ -101,6 +105,24 @@ def test_the_extra_pins_one_version_of_the_toolchain() -> None:
     wanted = extras.requirements(["cuda"])
     assert len(wanted) == 4
     assert {requirement.split("==")[1] for requirement in wanted} == {"13.0.*"}
+
+
+def test_every_source_is_of_the_oldest_python() -> None:
+    """In its syntax; what runs these tests may be newer."""
+    promised = re.search(r'requires-python = ">=3\.(\d+)"', (ROOT / "pyproject.toml").read_text())
+    assert promised
+    patterns = ("setup.py", "bnext/**/*.py", "tests/**/*.py", "tools/*.py", "benchmarks/*.py")
+    paths = [path for pattern in patterns for path in ROOT.glob(pattern)]
+    assert len(paths) > 100, "the sources have moved: this test reads nothing"
+    for path in paths:
+        ast.parse(path.read_text(), str(path), feature_version=(3, int(promised[1])))
+
+
+def test_the_oldest_torch_is_what_ci_runs() -> None:
+    pinned = (ROOT / "requirements" / "oldest.txt").read_text().strip()
+    floors = re.findall(r'"torch>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
+    assert len(floors) == 2
+    assert {f"torch=={floor}.0" for floor in floors} == {pinned}
 
 
 @pytest.mark.parametrize("cuda", [False, True])

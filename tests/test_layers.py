@@ -156,7 +156,7 @@ def long_files(root: Path) -> list[str]:
 
 # A module may import those of a smaller rank. What is not listed (demo, cli, ...) stands above.
 RANK = {"_C": 0, "_build_info": 0, "_version": 0, "reference": 0, "ops": 1, "autograd": 2,
-        "functional": 3, "steps": 3, "statistics": 4, "modules": 5,
+        "functional": 3, "steps": 3, "statistics": 4, "modules": 5, "compat": 0,
         "pairs": 0, "report": 0, "tracing": 0, "rewrite": 1, "norms": 6, "fusion_plan": 7,
         "convert": 8, "training": 9}  # fmt: skip
 TOP = 10

@@ -77,6 +77,14 @@ def test_bias_false_leaves_the_weight(cls: type) -> None:
     assert "bias" not in layer.state_dict()
 
 
+@by_class
+@pytest.mark.parametrize("options", [{"bias": False}, {"affine": False}], ids=str)
+def test_reset_parameters_leaves_alone_what_is_not_there(cls: type, options: dict) -> None:
+    layer = trained(cls, **options)
+    layer.reset_parameters()
+    assert_same_state(layer, cls(6, **options))
+
+
 @pytest.mark.parametrize("cls", ACT)
 def test_activation_defaults_to_relu_and_is_an_attribute(cls: type) -> None:
     assert cls(6).activation == "relu"
