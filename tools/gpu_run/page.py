@@ -1,4 +1,4 @@
-"""``python -m tools.gpu_run.page``: writes the tables of docs/gpu.md from the reports in docs/gpu."""
+"""``python -m tools.gpu_run.page``: the tables of docs/gpu.md, from the reports in docs/gpu."""
 
 from __future__ import annotations
 

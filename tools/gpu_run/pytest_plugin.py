@@ -11,6 +11,7 @@ import pytest
 from tools.gpu_run.records import record
 
 _DEADLINE = "BNEXT_GPU_DEADLINE"  # for the workers of pytest-xdist, which start later
+_NO_TIME = "left out: no time"
 _MESSAGE = 600  # characters of a failure
 
 
@@ -22,9 +23,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+class _Reporter:
+    """Of the main process, which hears of the tests of all workers."""
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when != "call" and report.passed:
+            return
+        if report.skipped and _NO_TIME in str(report.longrepr):
+            outcome, message = "left out", ""
+        else:
+            outcome = report.outcome
+            message = "" if report.passed else str(report.longrepr)[-_MESSAGE:]
+        seconds = round(report.duration, 3)
+        record("test", id=report.nodeid, outcome=outcome, seconds=seconds, message=message)
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    seconds = config.getoption("--seconds")
-    if seconds and not hasattr(config, "workerinput"):
+    if hasattr(config, "workerinput"):
+        return
+    config.pluginmanager.register(_Reporter(), "gpu_run reporter")
+    if seconds := config.getoption("--seconds"):
         os.environ[_DEADLINE] = str(time.time() + seconds)
 
 
@@ -46,16 +64,4 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if time.time() > float(os.environ.get(_DEADLINE, "inf")):
-        pytest.skip("left out: no time")
-
-
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if os.environ.get("PYTEST_XDIST_WORKER") or (report.when != "call" and report.passed):
-        return  # the main process hears of all
-    if report.skipped and "left out: no time" in str(report.longrepr):
-        outcome, message = "left out", ""
-    else:
-        outcome = report.outcome
-        message = "" if report.passed else str(report.longrepr)[-_MESSAGE:]
-    record("test", id=report.nodeid, outcome=outcome, seconds=round(report.duration, 3),
-           message=message)  # fmt: skip
+        pytest.skip(_NO_TIME)
