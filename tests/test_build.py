@@ -12,7 +12,7 @@ import pytest
 import bnext
 from bnext import _build_info
 from tools import extras
-from tools.cuda_build import Toolkit, decide, find_toolkits, link_cudart, wheels_folder
+from tools.cuda_build import Toolkit, arch_flags, decide, find_toolkits, link_cudart, wheels_folder
 
 ROOT = Path(__file__).parents[1]
 CUDA_12 = Toolkit(Path("/twelve"), "12.8", "PATH")
@@ -85,6 +85,23 @@ def test_a_broken_or_missing_nvcc_is_no_toolkit(tmp_path: Path) -> None:
     make_nvcc(tmp_path / "silent", "13.0").write_text("#!/bin/sh\n")
     environ = {"CUDA_HOME": str(tmp_path / "silent"), "PATH": str(tmp_path)}
     assert find_toolkits(environ, tmp_path / "wheels") == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "flags"),
+    [
+        ("9.0", ["-gencode=arch=compute_80,code=[sm_90]"]),
+        ("8.0;8.6 9.0+PTX", ["-gencode=arch=compute_80,code=[sm_80,sm_86,sm_90,compute_80]"]),
+        ("7.5", ["-gencode=arch=compute_75,code=[sm_75]"]),
+        ("7.5;12.0", ["-gencode=arch=compute_75,code=[sm_75]",
+                      "-gencode=arch=compute_80,code=[sm_120]"]),
+        ("Hopper", []),
+        ("9.0a", []),
+    ],
+)  # fmt: skip
+def test_code_of_ampere_and_later_is_made_from_amperes_ptx(wanted: str, flags: list[str]) -> None:
+    """From Hopper's own, kernels of bfloat16 spill. What is no number is torch's to read."""
+    assert arch_flags({"TORCH_CUDA_ARCH_LIST": wanted}) == (flags, wanted)
 
 
 def test_wheels_lie_beside_torch() -> None:

@@ -13,7 +13,8 @@ from assertions import assert_same
 from cases import Case
 from conftest import cuda_missing
 from executor import GPUS
-from layers import make_layer, step
+from layers import make_layer
+from op_samples import ops
 from torch import Tensor, nn
 
 from bnext import BatchNormAct2d
@@ -31,42 +32,49 @@ PLANS = [
 by_plan = pytest.mark.parametrize(("gpu", "case"), PLANS, ids=str)
 
 
-def results(case: Case, device: str) -> list[Tensor]:
-    found = step(case, True, "relu", 1, device)
-    return [found[name] for name in sorted(found)]
+def prepared(case: Case, device: str) -> Callable[[], list[Tensor]]:
+    """A training step by the raw ops, on inputs made once."""
+    x, grad = case.input(device), case.grad_output(device)
+    values = case.parameters(device)
+    weight, bias = values["weight"], values["bias"]
+
+    def once() -> list[Tensor]:
+        running = values["running_mean"].clone(), values["running_var"].clone()
+        output, *saved = ops.batch_norm(
+            x, weight, bias, *running, None, None, True, 0.1, 1e-5, "relu", None
+        )
+        grads = ops.batch_norm_backward(
+            grad, x, weight, bias, None, None, *saved, True, "relu", [True, False]
+        )
+        return [output, *saved, *running, *grads[:3]]
+
+    return once
+
+
+def assert_all_same(have: list[Tensor], want: list[Tensor]) -> None:
+    for a, b in zip(have, want, strict=True):
+        assert_same(a, b)
 
 
 @pytest.mark.parametrize("case", [case for _, case in PLANS], ids=str)
 def test_repetitions_are_the_same_bit_for_bit(case: Case, device: str) -> None:
-    """A result that moves is a race. On a GPU ten thousand times, compared there."""
-    want = results(case, device)
+    """A result that moves is a race."""
+    step = prepared(case, device)
+    want = step()
     for _ in range(3):
-        for have, expected in zip(results(case, device), want, strict=True):
-            assert_same(have, expected)
+        assert_all_same(step(), want)
 
 
 @needs_gpu
 @by_plan
 def test_ten_thousand_repetitions(gpu: str, case: Case) -> None:
-    layer = make_layer(case, act=True, activation="relu", device="cuda")
-    x, grad = case.input("cuda"), case.grad_output("cuda")
-    running = torch.zeros(case.channels, device="cuda"), torch.ones(case.channels, device="cuda")
-    ops = torch.ops.bnext
-
-    def once() -> list[Tensor]:
-        output, *saved = ops.batch_norm(
-            x, layer.weight, layer.bias, *running, None, None, True, 0.0, 1e-5, "relu", None
-        )
-        grads = ops.batch_norm_backward(
-            grad, x, layer.weight, layer.bias, None, None, *saved, True, "relu", [True, False]
-        )
-        return [output, *saved, *grads[:3]]
-
-    with executor.limited_to(GPUS[gpu]), torch.no_grad():
-        want = [value.clone() for value in once()]
+    """Of all plans together, compared on the GPU."""
+    step = prepared(case, "cuda")
+    with executor.limited_to(GPUS[gpu]):
+        want = step()
         differing = torch.zeros((), dtype=torch.long, device="cuda")
         for _ in range(10_000 // len(PLANS)):
-            for have, expected in zip(once(), want, strict=True):
+            for have, expected in zip(step(), want, strict=True):
                 differing += (have != expected).any()
     assert int(differing) == 0
 
@@ -75,19 +83,19 @@ def test_ten_thousand_repetitions(gpu: str, case: Case) -> None:
 @by_plan
 def test_two_streams_at_once(gpu: str, case: Case) -> None:
     """Launches of two streams overlap: they share no counters and no workspace."""
+    step = prepared(case, "cuda")
     with executor.limited_to(GPUS[gpu]):
-        want = results(case, "cuda")
+        want = step()
         streams = [torch.cuda.Stream() for _ in range(2)]
         torch.cuda.synchronize()
         have: list[list[Tensor]] = []
         for _ in range(100):
             for stream in streams:
                 with torch.cuda.stream(stream):
-                    have.append(results(case, "cuda"))
+                    have.append(step())
         torch.cuda.synchronize()
     for found in have:
-        for a, b in zip(found, want, strict=True):
-            assert_same(a, b)
+        assert_all_same(found, want)
 
 
 def in_threads(body: Callable[[int], None], n: int) -> None:
@@ -111,18 +119,20 @@ def in_threads(body: Callable[[int], None], n: int) -> None:
 @pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=needs_gpu)])
 def test_host_threads_with_different_shapes(where: str) -> None:
     """One kernel, two amounts of shared memory: neither thread lowers the other's limit."""
-    cases = [Case((256, 8 * n, 12, 12)) for n in (1, 2, 3, 4)]
-    want = [results(case, where) for case in cases]
+    cases = [Case((256 // n, 8, 12 * n, 12)) for n in (1, 2, 3, 4)]
+    steps = [prepared(case, where) for case in cases]
+    want = [step() for step in steps]
+    if where == "cuda":
+        torch.cuda.synchronize()
 
     def body(i: int) -> None:
         stream = torch.cuda.Stream() if where == "cuda" else None
         with torch.cuda.stream(stream):
             for _ in range(100 if where == "cuda" else 3):
-                have = results(cases[i], where)
+                have = steps[i]()
             if stream is not None:
                 stream.synchronize()
-        for a, b in zip(have, want[i], strict=True):
-            assert_same(a, b)
+        assert_all_same(have, want[i])
 
     in_threads(body, len(cases))
 
@@ -132,8 +142,9 @@ def test_host_threads_with_different_shapes(where: str) -> None:
 def test_beside_a_kernel_that_spins(gpu: str, case: Case) -> None:
     """A kernel of another stream holds a multiprocessor for long. The call ends, with the right
     result; how long it waited is put into the report."""
+    step = prepared(case, "cuda")
     with executor.limited_to(GPUS[gpu]):
-        want = results(case, "cuda")
+        want = step()
         torch.cuda.synchronize()
         other, this = torch.cuda.Stream(), torch.cuda.Stream()
         events = [torch.cuda.Event(enable_timing=True) for _ in range(3)]
@@ -142,11 +153,10 @@ def test_beside_a_kernel_that_spins(gpu: str, case: Case) -> None:
             torch.cuda._sleep(100_000_000)  # cycles: about 60 ms
             events[1].record()
         with torch.cuda.stream(this):
-            have = results(case, "cuda")
+            have = step()
             events[2].record()
         torch.cuda.synchronize()
-    for a, b in zip(have, want, strict=True):
-        assert_same(a, b)
+    assert_all_same(have, want)
     record("fact", name=f"ms beside a kernel that spins, {gpu} {case}",
            value=round(events[0].elapsed_time(events[2]), 3),
            spinning_ms=round(events[0].elapsed_time(events[1]), 3))  # fmt: skip
@@ -156,11 +166,12 @@ def test_beside_a_kernel_that_spins(gpu: str, case: Case) -> None:
 def test_a_large_launch_beside_a_kernel_that_spins() -> None:
     """A team of blocks on all multiprocessors, one of which is taken."""
     case = Case((32, 64, 56, 56))
-    want = results(case, "cuda")
+    step = prepared(case, "cuda")
+    want = step()
+    torch.cuda.synchronize()
     with torch.cuda.stream(torch.cuda.Stream()):
         torch.cuda._sleep(50_000_000)
-    for a, b in zip(results(case, "cuda"), want, strict=True):
-        assert_same(a, b)
+    assert_all_same(step(), want)
 
 
 def network() -> nn.Module:
@@ -188,9 +199,11 @@ def test_reduce_overhead() -> None:
             loss.backward()
             optimiser.step()
             losses.append(loss.item())
-        assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+        # Convolutions in TF32, in other orders: ten bits. Counters in foreign hands would make
+        # other numbers altogether, or never return.
+        assert losses[0] == pytest.approx(losses[1], rel=1e-2)
     for (name, a), b in zip(plain.named_buffers(), graphed.buffers(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=name)
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2, msg=name)
 
 
 @needs_gpu

@@ -63,11 +63,11 @@ def calls(target: Target, library: Any, device: str) -> Callable[[], object]:
     if target.layout == "channels_last":
         x = x.contiguous(memory_format=torch.channels_last)
     weight, bias = torch.ones(channels, device=device), torch.zeros(channels, device=device)
+    running = torch.zeros(channels, device=device), torch.ones(channels, device=device)
     if target.op == "reduce":
         return lambda: library.batch_norm_reduce(x, None)
 
     def forward() -> Any:
-        running = torch.zeros(channels, device=device), torch.ones(channels, device=device)
         return library.batch_norm(
             x, weight, bias, *running, None, None, True, 0.1, 1e-5, "relu", None
         )
@@ -135,7 +135,7 @@ def by_ncu() -> None:
         record("check", name="ncu", outcome="left out", message="ncu is not on PATH")
         return
     command = [ncu, "--csv", "--page", "raw", "--clock-control", "none"]
-    command += ["--profile-from-start", "off", "--target-processes", "application-only"]
+    command += ["--profile-from-start", "off"]
     command += [part for section in _SECTIONS for part in ("--section", section)]
     command += ["--metrics", _METRICS, sys.executable, "-m", "tools.gpu_run.counters", "--watched"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
