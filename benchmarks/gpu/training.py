@@ -62,7 +62,8 @@ def measure(
     for name, seconds in taken.items():
         record(
             "training", network=network, variant=name, compiled=compiled,
-            ms=spread(seconds).median * 1e3, ratio=ratio(seconds, taken["plain"]).median,
+            ms=spread(seconds).median * 1e3,
+            ratio=round(ratio(seconds, taken["plain"]).median, 3),
             peak_mb=round(peak_mb(steps[name], device)),
         )  # fmt: skip
 

@@ -20,7 +20,7 @@ LOG, REPORT, SUMMARY = "log.txt", "report.jsonl", "summary.md"
 # Of a stage's output, so that the log of all stays below 16 MiB.
 _HEAD, _TAIL = 900_000, 100_000
 _GRACE = 3.0  # seconds to end in by itself, after it was asked to
-_MARGIN = 5.0  # seconds of a stage's limit that it may not plan on
+_MARGIN = 5.0, 0.2  # seconds, or the part of a stage's limit, that it may not plan on
 
 
 class Output:
@@ -86,7 +86,7 @@ class Run:
         limit, start = min(stage.limit, self.left()), time.monotonic()
         if stage.needs_build and not self.built:
             outcome, message = "left out", "there is no build"
-        elif limit < min(stage.limit, max(_MARGIN + 1, stage.expected / 2)):
+        elif limit < min(stage.limit, max(_MARGIN[0] + 1, stage.expected / 2)):
             outcome = "left out"
             message = f"{max(0.0, self.left()):.0f} s left, {stage.expected:.0f} expected"
         else:
@@ -105,7 +105,7 @@ class Run:
         return outcome
 
     def _execute(self, stage: Stage, limit: float, log: BinaryIO, scratch: Path) -> tuple[str, str]:
-        plans_on = str(max(1, int(limit - _MARGIN)))
+        plans_on = str(max(1, int(limit - max(_MARGIN[0], _MARGIN[1] * limit))))
         command = [part.replace("{seconds}", plans_on) for part in stage.command]
         log.write(f"\n== {stage.name}: {' '.join(command)}\n".encode())
         log.flush()

@@ -43,6 +43,7 @@ def _results(found: Sequence[Record], stage: str) -> str:
     measured = sum(r["kind"] in ("kernel", "module", "training", "counter", "copy") for r in own)
     if measured:
         parts.append(f"{measured} measured")
+    parts += [f"{what} left out" for r in own if r["kind"] == "left out" for what in r["what"]][:2]
     return ", ".join(parts)
 
 
@@ -57,27 +58,18 @@ def _failures(found: Sequence[Record]) -> list[str]:
     return lines
 
 
-def kernel_rows(found: Sequence[Record]) -> list[list[str]]:
-    """A row each shape, layout, dtype and op: bnext's time beside the prediction, and the others'
-    in units of bnext's."""
-    cells: dict[tuple[Any, ...], dict[str, Record]] = defaultdict(dict)
-    for r in of_kind(found, "kernel"):
-        key = ("x".join(map(str, r["shape"])), r["layout"], r["dtype"], r["op"])
+def _beside(found: Sequence[Record], keys: Sequence[str]) -> list[tuple[list[str], Record, str]]:
+    """Of every combination of ``keys``: their values, bnext's record, and the others' times in units
+    of bnext's."""
+    cells: dict[tuple[str, ...], dict[str, Record]] = defaultdict(dict)
+    for r in found:
+        key = ("x".join(map(str, r["shape"])), *(str(r[k]) for k in keys))
         cells[key][r["variant"]] = r
     rows = []
     for key, variants in cells.items():
-        own = variants.get("bnext")
-        if own is None:
-            continue
-        others = [
-            f"{name} {r['us'] / own['us']:.2f}" for name, r in variants.items() if name != "bnext"
-        ]
-        predicted = own.get("predicted_us")
-        floor = own.get("floor_us")
-        rows.append([
-            *key, f"{own['us']:.1f}", "" if predicted is None else f"{predicted:.0f}",
-            "" if floor is None else f"{floor:.0f}", f"{own['gb_per_s']:.0f}", ", ".join(others),
-        ])  # fmt: skip
+        if own := variants.pop("bnext", None):
+            others = [f"{name} {r['us'] / own['us']:.2f}" for name, r in variants.items()]
+            rows.append(([*key], own, ", ".join(others)))
     return rows
 
 
@@ -85,17 +77,32 @@ KERNEL_HEADING = ["shape", "layout", "dtype", "op", "us", "predicted", "floor", 
 KERNEL_HEADING += ["others / bnext"]
 
 
+def kernel_rows(found: Sequence[Record]) -> list[list[str]]:
+    """Raw ops, measured beside predicted."""
+
+    def number(value: float | None) -> str:
+        return "" if value is None else f"{value:.0f}"
+
+    return [
+        [*key, f"{own['us']:.1f}", number(own.get("predicted_us")), number(own.get("floor_us")),
+         number(own["gb_per_s"]), others]
+        for key, own, others in _beside(of_kind(found, "kernel"), ("layout", "dtype", "op"))
+    ]  # fmt: skip
+
+
+def module_rows(found: Sequence[Record]) -> list[list[str]]:
+    return [
+        [*key, f"{own['us']:.1f}", others]
+        for key, own, others in _beside(of_kind(found, "module"), ("layout", "dtype", "mode"))
+    ]
+
+
 def _measured(found: Sequence[Record], kind: str, value: str, keys: Sequence[str]) -> list[str]:
     records = of_kind(found, kind)
     if not records:
         return []
-    rows = [[*(r.get(k, "") for k in keys), f"{r[value]:.1f}", _ratio(r)] for r in records]
+    rows = [[*(r.get(k, "") for k in keys), f"{r[value]:.1f}", r.get("ratio", "")] for r in records]
     return ["", *table([*keys, value, "ratio"], rows)]
-
-
-def _ratio(r: Record) -> str:
-    found = r.get("ratio_to_eager", r.get("ratio"))
-    return "" if found is None else f"{found:.2f}"
 
 
 def stage_rows(found: Sequence[Record]) -> list[list[object]]:
@@ -110,7 +117,9 @@ def text(found: Sequence[Record]) -> str:
     known = facts(found)
     lines = [f"# {known.get('gpu', 'no GPU known')}, torch {known.get('torch', '?')}", ""]
     lines += _measured(found, "copy", "gb_per_s", ["bytes"])
-    lines += _measured(found, "module", "us", ["shape", "layout", "dtype", "mode", "variant"])
+    if rows := module_rows(found):
+        heading = ["shape", "layout", "dtype", "mode", "us", "others / bnext"]
+        lines += ["", *table(heading, rows)]
     lines += _measured(found, "training", "ms", ["network", "variant", "compiled", "peak_mb"])
     if rows := kernel_rows(found):
         lines += ["", *table(KERNEL_HEADING, rows)]
