@@ -43,12 +43,9 @@ def test_built_by_nvcc(tmp_path: Path) -> None:
     if found is None:
         pytest.skip("no nvcc: neither CUDA_HOME nor the wheel nvidia-cuda-nvcc nor one on PATH")
     missing = cuda_missing()
-    arch = "80" if missing else "".join(map(str, torch.cuda.get_device_capability()))
+    arch = "8.0" if missing else "{}.{}".format(*torch.cuda.get_device_capability())
     program = tmp_path / "standalone"
-    command = [str(found.home / "bin" / "nvcc"), "-std=c++20", "-O1", "--fmad=false"]
-    command += [f"-arch=sm_{arch}", "-Xcompiler=-Wall", str(SOURCE), "-o", str(program)]
-    command += ["-cudart=shared", "-cudadevrt=none", f"-Xlinker=-rpath={found.home / 'lib'}"]
-    command += [f"-L{folder}" for folder in cuda_build.link_cudart(found.home, tmp_path)]
+    command = cuda_build.standalone_command(found, arch, SOURCE, program)
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "warning" not in result.stderr, result.stderr

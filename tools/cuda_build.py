@@ -124,6 +124,15 @@ def _parse(wanted: str) -> dict[str, tuple[str, ...]] | None:
     return {virtual: tuple(codes) for virtual, codes in sources.items()}
 
 
+def standalone_command(toolkit: Toolkit, arch: str, source: Path, target: Path) -> list[str]:
+    """nvcc's, for a program without torch that runs on other machines too: ``arch`` as in
+    TORCH_CUDA_ARCH_LIST."""
+    command = [str(toolkit.home / "bin" / "nvcc"), "-std=c++20", "-O1", "--fmad=false", "-lineinfo"]
+    command += [*arch_flags({"TORCH_CUDA_ARCH_LIST": arch})[0], str(source), "-o", str(target)]
+    # Of a toolkit from wheels nvcc does not know the folder.
+    return [*command, "-Xcompiler=-Wall", "-cudadevrt=none", f"-L{toolkit.home / 'lib'}"]
+
+
 def link_cudart(wheels: Path, folder: Path) -> list[str]:
     """Library folders for -lcudart: wheels bring libcudart.so.13, without the linker's name of it.
 

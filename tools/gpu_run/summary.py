@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from tools.gpu_run.records import Record
 
@@ -59,7 +58,7 @@ def _failures(found: Sequence[Record]) -> list[str]:
 
 
 def _beside(found: Sequence[Record], keys: Sequence[str]) -> list[tuple[list[str], Record, str]]:
-    """Of every combination of ``keys``: their values, bnext's record, and the others' times in units
+    """Of every combination of ``keys``: its values, bnext's record, and the others' times in units
     of bnext's."""
     cells: dict[tuple[str, ...], dict[str, Record]] = defaultdict(dict)
     for r in found:
