@@ -50,12 +50,24 @@ def extensions(inputs: Inputs) -> Iterator[tuple[str, nn.Module]]:
         yield "apex NHWC", group(inputs.channels, fuse_relu=True)
 
 
+def without_cudnn(loop: Loop) -> Loop:
+    """torch's own kernels, where it would take cuDNN's."""
+
+    def run(times: int) -> None:
+        with torch.backends.cudnn.flags(enabled=False):
+            loop(times)
+
+    return run
+
+
 def loops(inputs: Inputs, compiled: bool) -> dict[str, Loop]:
     """Every variant that takes this input."""
     found = bench.loops(inputs, compiled)
     found.pop("bnext ghosts", None)
     for name, layer in extensions(inputs):
         found[name] = bench.module_loop(layer.to(inputs.x.device), inputs)
+    if inputs.x.device.type == "cuda":
+        found["eager, no cuDNN"] = without_cudnn(found["eager"])
     for name, loop in list(found.items()):
         try:
             loop(1)
@@ -87,7 +99,9 @@ def warm(index: int, device: str) -> None:
     sizes, layout, dtype = SHAPES[index]
     for mode in MODES:
         inputs = bench.make_inputs(sizes, layout, dtype, mode, device)
-        bench.module_loop(bench._compiled(inputs), inputs)(1)
+        layer = bench.LAYERS["compiled"](inputs)
+        assert layer is not None
+        bench.module_loop(layer, inputs)(1)
 
 
 def warm_all(device: str, seconds: float) -> None:
