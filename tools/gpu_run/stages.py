@@ -142,7 +142,7 @@ def stages(options: Options) -> list[Stage]:
             "training",
             "a training step of ResNet-50 in bfloat16, plain and converted, eager and compiled",
             python("-m", "benchmarks.gpu.training", *benchmark),
-            limit=75,
+            limit=110,
             expected=60,
         ),
     ]
