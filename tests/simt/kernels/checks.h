@@ -238,7 +238,7 @@ Launch plan(const Problem& p, int tensors, Pass pass) {
     require(launch.blocks > 0, "plan: does not fit on chip");
     return launch;
   }
-  Launch launch = detail::base_launch(operands, p.row_bytes);
+  Launch launch = detail::base_launch(operands, p.row_bytes, properties);
   detail::cut(launch, p.splits);
   const Tiling& t = launch.tiling;
   require(
