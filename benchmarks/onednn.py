@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import sysconfig
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,12 +19,14 @@ from benchmarks import native
 from bnext.timing import Loop
 
 
-def missing() -> str | None:
-    """Why oneDNN cannot be a peer here, or None."""
+def missing(dtype: torch.dtype = torch.float32) -> str | None:
+    """Why oneDNN cannot be a peer here, for inputs of that dtype, or None."""
     if not (native.PREFIX / "include" / "oneapi" / "dnnl" / "dnnl.hpp").exists():
         return "no oneDNN here: pip install bnext[bench] brings onednn-devel-cpu-gomp"
     if importlib.util.find_spec("pybind11") is None:
         return "oneDNN needs pybind11 to be bound: pip install bnext[bench]"
+    if dtype == torch.bfloat16 and "avx512bw" not in Path("/proc/cpuinfo").read_text():
+        return "oneDNN normalises bfloat16 only on a processor with AVX-512"
     return None
 
 

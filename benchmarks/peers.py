@@ -45,7 +45,7 @@ def _ghost_loop(inputs: Inputs) -> Loop | None:
 
 def _onednn_whole(inputs: Inputs) -> Loop | None:
     """Fresh outputs, but neither autograd nor running statistics: oneDNN has none."""
-    if onednn.missing():
+    if onednn.missing(inputs.x.dtype):
         return None
     x, grad = inputs.x, inputs.grad
     norm = onednn.BatchNormRelu(x, inputs.mode != "eval", EPS)
@@ -129,7 +129,7 @@ def _eager_kernel(inputs: Inputs) -> Loop:
 
 
 def _onednn_kernel(inputs: Inputs) -> Loop | None:
-    if onednn.missing():
+    if onednn.missing(inputs.x.dtype):
         return None
     x, norm = inputs.x, onednn.BatchNormRelu(inputs.x, True, EPS)
     output, workspace = norm.outputs(x)
