@@ -54,7 +54,7 @@ def missing(output: Path, options: Options) -> list[str]:
 
 def main(
     output: Annotated[Path, typer.Option(help="Folder for the report.")],
-    budget: Annotated[float, typer.Option(min=1, help="Seconds for all stages.")] = 1500,
+    budget: Annotated[float, typer.Option(min=1, help="Seconds for all stages.")] = 2400,
 ) -> None:
     """Rehearse, and check that the report is complete."""
     output = output.resolve()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-_SLOWER, _SLOWER_BUILD = 2.5, 6.0
+_SLOWER, _SLOWER_BUILD = 2.5, 12.0
 
 
 @dataclass(frozen=True)
