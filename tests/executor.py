@@ -8,7 +8,7 @@ import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import simt_build
 import torch
@@ -79,13 +79,13 @@ def simt() -> object:
 
 
 @contextmanager
-def limited_to(gpu: Gpu, library: Any = torch.ops.bnext) -> Iterator[None]:
-    """Launches are planned as for `gpu`, where the real one has no less."""
-    library.limit_cuda_device(*gpu)
+def limited_to(gpu: Gpu) -> Iterator[None]:
+    """Launches on CUDA are planned as for `gpu`, where the real one has no less."""
+    torch.ops.bnext.limit_cuda_device(*gpu)
     try:
         yield
     finally:
-        library.limit_cuda_device(*UNLIMITED)
+        torch.ops.bnext.limit_cuda_device(*UNLIMITED)
 
 
 @contextmanager

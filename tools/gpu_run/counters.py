@@ -9,12 +9,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
 
+from tools.gpu_run import stand_in
 from tools.gpu_run.records import record
 from tools.gpu_run.stages import ROOT
 
@@ -35,12 +35,12 @@ _STALLS = 4  # the longest
 
 
 class Target(NamedTuple):
-    """A call that launches the kernel: reduce, apply and their gradients, or a fused op on chip."""
+    """A call that launches the kernel."""
 
     shape: tuple[int, ...]
     layout: str
     dtype: torch.dtype
-    op: str  # forward, backward, reduce or grad_reduce
+    op: str  # forward, backward or reduce
 
 
 F32, BF16 = torch.float32, torch.bfloat16
@@ -76,10 +76,6 @@ def calls(target: Target, library: Any, device: str) -> Callable[[], object]:
         return forward
     _, *saved = forward()
     grad = torch.randn_like(x)
-    if target.op == "grad_reduce":
-        return lambda: library.batch_norm_grad_reduce(
-            grad, x, weight, bias, None, None, *saved, "relu"
-        )
     return lambda: library.batch_norm_backward(
         grad, x, weight, bias, None, None, *saved, True, "relu", [True, False]
     )
@@ -148,18 +144,9 @@ def by_ncu() -> None:
         raise SystemExit(f"ncu: exit status {process.returncode}, {len(rows)} kernels")
 
 
-@contextmanager
-def executor_library() -> Iterator[Any]:
-    """torch.ops.bnext_simt, as the tests build it."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    import executor
-
-    with executor.running_on(executor.GPUS["h100"]) as library:
-        yield library
-
-
 def by_executor() -> None:
-    with executor_library() as library:
+    simt = stand_in.executor()
+    with simt.running_on(simt.GPUS["h100"]) as library:
         for target in TARGETS:
             shape = (2, min(8, target.shape[1]), *target.shape[2:])  # it is a thousand times slower
             small = target._replace(shape=shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -51,7 +52,6 @@ class Run:
     output: Path
     budget: float
     started: float = field(default_factory=time.monotonic)
-    current: subprocess.Popen[bytes] | None = None
     built: bool = True
 
     def left(self) -> float:
@@ -64,11 +64,10 @@ class Run:
         before = {s: signal.signal(s, self._interrupted) for s in (signal.SIGTERM, signal.SIGINT)}
         passed = True
         try:
-            with (self.output / LOG).open("ab") as log, tempfile.TemporaryDirectory() as scratch:
+            with (self.output / LOG).open("ab") as log, _scratch() as scratch:
                 for stage in stages:
                     passed &= self._one(stage, log, Path(scratch)) == stage.expects
         except _Interrupted as interruption:
-            self._end_current()
             records.record("run", outcome="interrupted", message=str(interruption))
             passed = False
         finally:
@@ -117,11 +116,10 @@ class Run:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                env={**os.environ, **environment(scratch), **stage.environment},
+                env={**os.environ, **environment(scratch)},
             )
         except OSError as error:
             return "failed", str(error)
-        self.current = process
         output = Output(log)
         assert process.stdout
         pump = threading.Thread(target=output.pump, args=(process.stdout,), daemon=True)
@@ -129,49 +127,45 @@ class Run:
         try:
             code = process.wait(limit)
         except subprocess.TimeoutExpired:
-            self._end_current()
             outcome, message = "timed out", f"ended after {limit:.0f} s"
         else:
             outcome = "passed" if code == 0 else "killed" if code < 0 else "failed"
             message = "" if code == 0 else signal_name(code) if code < 0 else f"exit status {code}"
-        _end_group(process.pid)  # what it has left behind
-        pump.join(_GRACE)  # a process that cannot be ended keeps the pipe open
-        output.finish()
-        self.current = None
+        finally:  # also when the whole run is told to end
+            _end(process)
+            pump.join(_GRACE)  # a process that cannot be ended keeps the pipe open
+            output.finish()
         return outcome, message
-
-    def _end_current(self) -> None:
-        """Asks the stage to end, then ends it. A process that waits for a hung GPU may not even
-        take SIGKILL: it is left behind."""
-        if self.current is None:
-            return
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            _signal_group(self.current.pid, number)
-            try:
-                self.current.wait(_GRACE)
-                return
-            except subprocess.TimeoutExpired:
-                continue
 
     @staticmethod
     def _interrupted(number: int, _frame: object) -> None:
         raise _Interrupted(signal.Signals(number).name)
 
 
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    """For caches; a process that could not be ended may still write there."""
+    return tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+
+
 class _Interrupted(BaseException):
     pass
 
 
-def _signal_group(group: int, number: int) -> bool:
-    try:
-        os.killpg(group, number)
-    except (ProcessLookupError, PermissionError):
-        return False
-    return True
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Asks a stage to end, then ends it and what it has left behind. A process that waits for a
+    hung GPU may not even take SIGKILL: it stays."""
+    if process.poll() is None:
+        _signal_group(process, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE)
+    _signal_group(process, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_GRACE)
 
 
-def _end_group(group: int) -> None:
-    _signal_group(group, signal.SIGKILL)
+def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
 
 
 def signal_name(code: int) -> str:

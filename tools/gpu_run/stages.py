@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +23,6 @@ class Stage:
     command: Sequence[str]
     limit: float  # seconds, then it is killed
     expected: float  # seconds on a machine with an H100 and 16 cores, estimated
-    environment: Mapping[str, str] = field(default_factory=dict)
     needs_build: bool = True
     expects: str = "passed"  # how it is to end
 
