@@ -3,8 +3,7 @@
 from bnext import reference
 from bnext._version import __version__
 from bnext.config import show_config
-from bnext.convert import conversion_report, convert, revert
-from bnext.folding import fold
+from bnext.conversion import conversion_report, convert, fold, is_batch_norm, revert
 from bnext.functional import batch_norm
 from bnext.modules import (
     BatchNorm1d,
@@ -14,7 +13,6 @@ from bnext.modules import (
     BatchNormAct2d,
     BatchNormAct3d,
 )
-from bnext.norms import is_batch_norm
 from bnext.training import (
     accumulate,
     convert_sync,

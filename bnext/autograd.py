@@ -70,8 +70,9 @@ class BatchNormFunction(torch.autograd.Function):
         ctx.settings = training, eps, activation
         ctx.set_materialize_grads(False)
         wants_parameters = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-        if not (training or wants_parameters or activation == "silu"):
-            # Constants times grad_output: frozen layers need nothing of the input.
+        if not (training or wants_parameters or activation in ("silu", "leaky_relu")):
+            # Constants times grad_output: frozen layers need nothing of the input. (The output of
+            # leaky_relu may be changed in place afterwards, as torch's; that of relu may not.)
             ctx.save_for_backward(None, weight, bias, None if activation is None else output)
         elif residual is None or activation is None:
             ctx.save_for_backward(input, weight, bias)

@@ -90,6 +90,10 @@ class _FusedBatchNorm(NormBase):
             self._dims,
         )
 
+    def _is_plain(self) -> bool:
+        """Whether forward is the batch norm and no more, also in a subclass made by others."""
+        return type(self).forward is _FusedBatchNorm.forward
+
     def freeze(self) -> None:
         """See :func:`bnext.freeze`."""
         if self.running_mean is None:
@@ -221,12 +225,19 @@ class BatchNorm1d(_FusedBatchNorm, nn.BatchNorm1d):
 
 class BatchNorm2d(_FusedBatchNorm, nn.BatchNorm2d):
     __doc__ = _BATCH_NORM_DOC.format(d=2, shapes="(N, C, H, W)")
-    _dims = (4,)
+    _dims: ClassVar[tuple[int, ...]] = (4,)
 
 
 class BatchNorm3d(_FusedBatchNorm, nn.BatchNorm3d):
     __doc__ = _BATCH_NORM_DOC.format(d=3, shapes="(N, C, D, H, W)")
     _dims = (5,)
+
+
+class SyncBatchNorm(BatchNorm2d, nn.SyncBatchNorm):
+    """What ``bnext.convert`` makes of an ``nn.SyncBatchNorm``: of any rank, and with a process
+    group."""
+
+    _dims: ClassVar[tuple[int, ...]] = (2, 3, 4, 5)
 
 
 class BatchNormAct1d(_FusedBatchNormAct):

@@ -12,9 +12,8 @@ from torch.distributed import ProcessGroup
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import swa_utils
 
-from bnext.convert import convert
+from bnext.conversion import convert, is_batch_norm
 from bnext.modules import _FusedBatchNorm, _FusedBatchNormAct
-from bnext.norms import is_batch_norm
 from bnext.statistics import DEFAULT_GROUP, Accumulation, check_process_group, flush
 
 _NORMALISATIONS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.RMSNorm)

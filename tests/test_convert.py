@@ -10,22 +10,23 @@ import pytest
 import torch
 from convert_cases import (
     FOLLOWED,
-    AnotherUseInEval,
+    ODD,
+    WITHOUT_GRAD,
     Block,
     Branching,
-    ByTraining,
+    ConvNorm,
     Counting,
     ListOrTensor,
     Methods,
-    MutatingBranch,
     Noisy,
-    NoneInside,
     OptionalPlaces,
     OptionalSkip,
     Reaching,
+    Registers,
     Shared,
+    ThroughSubmodules,
     TwoNorms,
-    in_place_sum,
+    block_class,
 )
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -35,9 +36,9 @@ from bnext import conversion_report, convert, revert
 from bnext.cli import app
 
 
-def block(name: str) -> Block:
+def block(name: str, dims: int = 2) -> Block:
     torch.manual_seed(0)
-    return Block(FOLLOWED[name][0])
+    return block_class(name)(dims)
 
 
 def steps(model: nn.Module, *inputs: Tensor) -> list[Tensor]:
@@ -73,14 +74,20 @@ def test_what_follows_a_norm(name: str) -> None:
         assert (entry.action, bool(entry.reason)) == ("swapped", True)
     else:
         assert (entry.action, entry.activation, entry.residual) == ("fused", *expected)
-    assert_same_function(converted, plain, torch.randn(5, 4, 6, 7, dtype=torch.float64))
+    x = torch.randn(5, 4, 6, 7, dtype=torch.float64)
+    if name not in WITHOUT_GRAD:
+        assert_same_function(converted, plain, x)
+    with torch.no_grad():
+        for mode in (True, False):
+            found, expected = (m.train(mode)(x.clone()) for m in (converted, plain))
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
 def small(seed: int = 0) -> nn.Module:
     """A stem, a block that is rewritten, and a head, with what a training run may have changed."""
     torch.manual_seed(seed)
     stem = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
-    model = nn.Sequential(stem, Block(in_place_sum), nn.BatchNorm2d(4, affine=False))
+    model = nn.Sequential(stem, block("sum_in_place"), nn.BatchNorm2d(4, affine=False))
     model[1].bn.eps, model[1].bn.momentum = 1e-3, None
     model[1].bn.eval()
     model[1].bn.weight.requires_grad_(False)
@@ -105,8 +112,7 @@ def test_nothing_else_changes() -> None:
         if bnext.is_batch_norm(old):
             for attribute in ("eps", "momentum", "affine", "track_running_stats", "num_features"):
                 assert getattr(new, attribute) == getattr(old, attribute), name
-        elif not isinstance(old, nn.ReLU):
-            assert isinstance(new, type(old)), name
+        assert isinstance(new, type(old)), name
         assert new.training == old.training, name
     for new, old in zip(converted.parameters(), before.parameters(), strict=True):
         assert new.requires_grad == old.requires_grad
@@ -167,14 +173,15 @@ def test_ghost_batch_size_is_that_of_every_norm() -> None:
 def test_layers_that_are_bnexts_keep_their_ghosts() -> None:
     model = nn.Sequential(bnext.BatchNorm2d(4, ghost_batch_size=2), nn.ReLU())
     converted = convert(model)
-    assert type(converted[0]) is bnext.BatchNormAct2d
+    assert type(converted[0]) is bnext.BatchNorm2d
     assert converted[0].ghost_batch_size == 2
+    assert convert(converted, ghost_batch_size=3)[0].ghost_batch_size == 3
 
 
 @pytest.mark.parametrize("dims", [1, 3])
 def test_other_ranks(dims: int) -> None:
     torch.manual_seed(0)
-    plain = Block(in_place_sum, dims).double()
+    plain = block("sum_in_place", dims).double()
     converted = convert(plain)
     assert len(conversion_report(converted).fused) == 1
     assert_same_function(converted, plain, torch.randn(3, 4, *[5] * dims, dtype=torch.float64))
@@ -198,37 +205,52 @@ def test_a_sum_that_promotes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "reason"),
-    [
-        (Shared, "shared"),
-        (NoneInside, "z is None"),
-        (AnotherUseInEval, "depends on training"),
-        (ByTraining, "paths"),
-        (Reaching, "several modules"),
-        (Counting, "sets attributes"),
-        (Noisy, "rand"),
-        (MutatingBranch, "in place"),
-        (Methods, "features"),
-        (Branching, "trace"),
-    ],
+    "kind",
+    [Shared, Reaching, Counting, Noisy, Methods, Branching, ThroughSubmodules, ConvNorm],
 )
-def test_what_is_only_swapped_and_why(kind: type[nn.Module], reason: str) -> None:
+def test_other_containers(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
     plain = kind().double()
     converted = convert(plain)
-    (entry,) = conversion_report(converted)
-    assert entry.action == "swapped"
-    assert reason in entry.reason
-    x = torch.randn(8, 4, dtype=torch.float64)
+    shape = (8, 4, 5) if kind in (ThroughSubmodules, ConvNorm) else (8, 4)
+    x = torch.randn(shape, dtype=torch.float64)
     for mode in (True, False):
         torch.manual_seed(1)
         expected = plain.train(mode)(x.clone())
         torch.manual_seed(1)
         torch.testing.assert_close(converted.train(mode)(x.clone()), expected, rtol=1e-9, atol=1e-9)
     assert not hasattr(converted, "calls") or converted.calls == plain.calls == 2
+    fused = len(conversion_report(converted).fused)
+    assert fused == (0 if kind is ConvNorm else 4 if kind is ThroughSubmodules else 1)
 
 
-def test_a_pair_on_every_path_is_fused() -> None:
+@pytest.mark.parametrize("kind", ODD)
+def test_what_a_trace_would_not_see(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    plain = kind().double()
+    before = list(Registers.made)
+    converted = convert(plain)
+    assert Registers.made == before
+    x = torch.randn(8, 4, dtype=torch.float64)
+    for model in (converted, copy.deepcopy(converted), pickle.loads(pickle.dumps(converted))):
+        reference = copy.deepcopy(plain)
+        for mode in (True, False):
+            for grad in (True, False):
+                with torch.set_grad_enabled(grad):
+                    expected = reference.train(mode)(x.clone())
+                    found = model.train(mode)(x.clone())
+                assert type(found) is type(expected)
+                torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+                first = next(iter(found.values())) if isinstance(found, dict) else found
+                other = next(iter(expected.values())) if isinstance(found, dict) else expected
+                assert first.requires_grad == other.requires_grad
+        for new, old in zip(model.buffers(), reference.buffers(), strict=True):
+            torch.testing.assert_close(new, old, rtol=1e-9, atol=1e-9)
+        assert [type(t) for t in model.kept] == [type(t) for t in reference.kept]
+    assert conversion_report(converted).fused or kind.__name__ in ("Aliased",)
+
+
+def test_a_pair_whatever_the_input_is() -> None:
     plain = ListOrTensor().double()
     converted = convert(plain)
     assert len(conversion_report(converted).fused) == 1
@@ -274,28 +296,80 @@ def test_hooks_see_what_they_saw(which: str) -> None:
     torch.testing.assert_close(seen[1], seen[0])
 
 
+@pytest.mark.parametrize("which", ["bn", "relu"])
+def test_hooks_of_later_see_what_they_would(which: str) -> None:
+    plain = block("module")
+    converted = convert(plain)
+    seen: list[Tensor] = []
+    for model in (plain, converted):
+        hooked = model.get_submodule(which)
+        hooked.register_forward_hook(lambda m, args, output: seen.append(output))
+    x = torch.randn(2, 4, 3, 3)
+    plain(x), converted(x)
+    torch.testing.assert_close(seen[1], seen[0])
+
+
+def test_modules_that_are_replaced_later() -> None:
+    plain = block("sum_in_place").double()
+    converted = convert(plain)
+    for model in (plain, converted):
+        model.relu = nn.Tanh()
+    assert_same_function(converted, plain, images()[:, :1].expand(-1, 4, -1, -1))
+    for model in (plain, converted):
+        model.bn = nn.Identity()
+    assert_same_function(converted, plain, images()[:, :1].expand(-1, 4, -1, -1))
+
+
+def test_a_norm_alone_computes_what_it_did() -> None:
+    """Whoever calls the parts of a model gets what they were."""
+    plain = small().double()
+    converted = convert(plain)
+    x = images()
+    for part, expected in zip(converted[0], plain[0], strict=True):
+        torch.testing.assert_close(part(x), expected(x), rtol=1e-9, atol=1e-9)
+        x = expected(x)
+
+
 def test_what_is_left_and_why() -> None:
     class Own(nn.BatchNorm1d):
         def forward(self, input: Tensor) -> Tensor:
             return super().forward(input) * 2
 
-    norms = [Own(4), nn.SyncBatchNorm(4), nn.LazyBatchNorm1d(), bnext.BatchNormAct1d(4)]
+    norms = [Own(4), nn.LazyBatchNorm1d(), bnext.BatchNormAct1d(4)]
     norms.append(torch.nn.utils.parametrizations.weight_norm(nn.BatchNorm1d(4)))
     model = nn.Sequential(*norms)
     kinds = [type(m) for m in model]
     converted = convert(model, inplace=True)
-    assert [e.action for e in conversion_report(converted)] == ["left"] * 5
+    assert [e.action for e in conversion_report(converted)] == ["left"] * 4
     assert all(e.reason for e in conversion_report(converted))
     assert [type(m) for m in converted] == kinds
 
 
-def test_a_graph_of_fx_keeps_its_own_code() -> None:
-    """Its copies are made from the graph: only modules in it can be replaced."""
-    for follow, expected in ((FOLLOWED["module"][0], "fused"), (in_place_sum, "swapped")):
-        plain = torch.fx.symbolic_trace(Block(follow)).double()
-        converted = convert(plain)
-        assert [e.action for e in conversion_report(converted)] == [expected]
-        assert_same_function(copy.deepcopy(converted), plain, images()[:, :1].expand(-1, 4, -1, -1))
+@pytest.mark.parametrize("name", ["module", "sum_in_place"])
+def test_a_graph_of_fx(name: str) -> None:
+    """Its copies are made from the graph, without the edits."""
+    plain = torch.fx.symbolic_trace(block(name)).double()
+    converted = convert(plain)
+    assert [e.action for e in conversion_report(converted)] == ["fused"]
+    x = images()[:, :1].expand(-1, 4, -1, -1)
+    for same in (converted, copy.deepcopy(converted), pickle.loads(pickle.dumps(converted))):
+        assert_same_function(same, copy.deepcopy(plain), x)
+
+
+def test_synchronised_norms() -> None:
+    plain = nn.Sequential(nn.SyncBatchNorm(3), nn.ReLU())
+    converted = convert(plain)
+    assert isinstance(converted[0], bnext.BatchNorm2d) and isinstance(
+        converted[0], nn.SyncBatchNorm
+    )
+    assert converted[0].process_group == "default"
+    assert len(conversion_report(converted).fused) == 1
+    for shape in ((8, 3), (8, 3, 5), (8, 3, 2, 2), (8, 3, 2, 2, 2)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(converted(x), plain(x))
+    back = revert(converted)
+    assert type(back[0]) is nn.SyncBatchNorm and back[0].process_group is None
+    assert vars(back[0]).keys() == vars(plain[0]).keys()
 
 
 def test_wrappers_are_not_followed() -> None:
@@ -314,7 +388,7 @@ def test_a_norm_alone() -> None:
 def test_the_command_prints_the_report() -> None:
     result = CliRunner().invoke(app, ["convert", "convert_cases:TwoNorms"])
     assert result.exit_code == 0, result.output
-    assert "1 fused with an activation" in result.output and "+ residual, relu" in result.output
+    assert "1 fused with what follows" in result.output and "+ residual, relu" in result.output
     for source in ("convert_cases:Missing", "no_such_package:f", "math:pi", "convert_cases"):
         assert CliRunner().invoke(app, ["convert", source]).exit_code == 2, source
 
@@ -322,7 +396,7 @@ def test_the_command_prints_the_report() -> None:
 def test_the_report_is_readable() -> None:
     text = str(conversion_report(convert(small())))
     assert text.splitlines()[0] == (
-        "3 batch norms: 2 fused with an activation (1 with a residual), 1 swapped, 0 left"
+        "3 batch norms: 2 fused with what follows (1 with a residual), 1 swapped, 0 left"
     )
     assert "1.bn: + residual, relu" in text
     with pytest.raises(ValueError, match="bnext.convert"):

@@ -138,7 +138,7 @@ class Result:
         buffers: largest difference of a buffer after them, over its largest value.
     """
 
-    report: bnext.report.ConversionReport
+    report: bnext.conversion.ConversionReport
     checkpoints: bool
     output: float
     loss: float

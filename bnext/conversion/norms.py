@@ -4,35 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 
 from bnext import modules
-from bnext.pairs import module_activation
-from bnext.statistics import flush
+from bnext.conversion.calls import module_activation
+from bnext.conversion.classes import Recipe, become, make
+from bnext.conversion.scope import original_class
+from bnext.statistics import DEFAULT_GROUP, flush
 
 _SWAPPED: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm1d: modules.BatchNorm1d,
     nn.BatchNorm2d: modules.BatchNorm2d,
     nn.BatchNorm3d: modules.BatchNorm3d,
-}
-_FUSED: dict[type[nn.Module], type[nn.Module]] = {
-    nn.BatchNorm1d: modules.BatchNormAct1d,
-    nn.BatchNorm2d: modules.BatchNormAct2d,
-    nn.BatchNorm3d: modules.BatchNormAct3d,
+    nn.SyncBatchNorm: modules.SyncBatchNorm,
 }
 _PLAIN = {new: plain for plain, new in _SWAPPED.items()}
 _OF_BNEXT = ("ghost_batch_size", "activation", "process_group", "skip_nonfinite", "_accumulation")
 _ORIGINAL = "_bnext_original"  # the class of before, in the __dict__ of a converted norm
-
-
-class _ThenActivation(modules.BatchNorm2d):
-    """timm's ``BatchNormAct2d`` with an activation that bnext does not fuse."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        act: Any = self.act
-        drop: Any = self.drop
-        return act(drop(super().forward(input)))
 
 
 def is_batch_norm(module: nn.Module) -> bool:
@@ -41,9 +30,9 @@ def is_batch_norm(module: nn.Module) -> bool:
     return isinstance(module, (_BatchNorm, modules._FusedBatchNorm))
 
 
-def is_timm_act(module: nn.Module) -> bool:
+def is_timm_norm(module: nn.Module) -> bool:
     """timm's norm with dropout and activation in it, a subclass of ``nn.BatchNorm2d``."""
-    cls = type(module)
+    cls = original_class(module)
     return cls.__name__ == "BatchNormAct2d" and cls.__module__.partition(".")[0] == "timm"
 
 
@@ -52,9 +41,11 @@ def own_activation(module: Any) -> str | None:
     return module_activation(module.act) if type(module.drop) is nn.Identity else None
 
 
-def is_alone(module: nn.Module) -> bool:
-    """Whether ``convert`` takes it for a batch norm without an activation."""
-    if is_timm_act(module):
+def is_alone(module: Any) -> bool:
+    """Whether it is a batch norm without an activation that ``convert`` takes."""
+    if not isinstance(module, nn.Module):
+        return False
+    if is_timm_norm(module):
         return type(module.drop) is type(module.act) is nn.Identity
     return type(module) in _SWAPPED or type(module) in _PLAIN
 
@@ -65,41 +56,46 @@ def reason_to_leave(module: nn.Module) -> str | None:
         return "it is a layer of bnext with an activation"
     if "forward" in vars(module):
         return "its forward was replaced"
-    if is_alone(module) or is_timm_act(module):
+    if is_alone(module) or is_timm_norm(module):
         return None
     if isinstance(module, _LazyNormBase):
         return "it is not initialised yet"
-    if isinstance(module, nn.SyncBatchNorm):
-        return "it is synchronised across processes"
     return f"{type(module).__name__} is a class with code of its own"
 
 
-def to_bnext(module: nn.Module, activation: str | None, ghost_batch_size: int | None) -> None:
+def to_bnext(module: nn.Module, ghost_batch_size: int | None) -> None:
     """Changes the class of a norm that ``reason_to_leave`` says nothing against."""
     before = type(module)
-    plain = _PLAIN.get(before, nn.BatchNorm2d if is_timm_act(module) else before)
-    vars(module).setdefault(_ORIGINAL, plain if before in _PLAIN else before)
-    if activation is not None:
-        module.__class__ = _FUSED[plain]
-    else:
-        module.__class__ = _SWAPPED[plain] if is_alone(module) else _ThenActivation
     layer: Any = module
-    if ghost_batch_size is not None or before not in _PLAIN:
+    is_new = not isinstance(module, modules._FusedBatchNorm)
+    if is_timm_norm(module):
+        become(module, make(Recipe(original_class(module), "timm norm")))
+    else:
+        plain = _PLAIN.get(before, before)
+        vars(module).setdefault(_ORIGINAL, plain)
+        module.__class__ = _SWAPPED[plain]
+        if is_new and plain is nn.SyncBatchNorm and layer.process_group is None:
+            layer.process_group = DEFAULT_GROUP
+    if ghost_batch_size is not None or is_new:
         layer.ghost_batch_size = ghost_batch_size
-    if activation is not None:
-        layer.activation = activation
 
 
 def to_plain(module: nn.Module) -> None:
     """Undoes ``to_bnext`` and what was set since; does nothing to other modules."""
-    before = vars(module).pop(_ORIGINAL, _PLAIN.get(type(module)))
-    if before is None:
+    if is_timm_norm(module):
+        before: Any = original_class(module)
+    else:
+        before = vars(module).pop(_ORIGINAL, _PLAIN.get(type(module)))
+    if before is None or not isinstance(module, modules._FusedBatchNorm):
         return
     layer: Any = module
     flush(layer)
     layer.unfreeze()
+    group = layer.process_group
     module.__class__ = before
     module._buffers.pop("nonfinite_batches", None)
     module._non_persistent_buffers_set.discard("nonfinite_batches")
     for name in _OF_BNEXT:
         vars(module).pop(name, None)
+    if before is nn.SyncBatchNorm:
+        layer.process_group = None if group == DEFAULT_GROUP else group

@@ -15,9 +15,9 @@ class Entry:
 
     Attributes:
         name: as in ``named_modules()``.
-        action: "fused": it computes the activation after it too; "swapped": replaced alone; "left"
-            as it was.
-        activation: of a fused one.
+        action: "fused": it computes the activation or addition after it too, where it is called;
+            "swapped": replaced alone; "left" as it was.
+        activation: of a fused one; None if it only adds a residual.
         residual: whether a fused one adds a residual before the activation.
         reason: why it was only swapped, or left.
     """
@@ -31,9 +31,10 @@ class Entry:
     @property
     def detail(self) -> str:
         """What is fused, or why nothing is."""
-        if self.activation is None:
+        if self.action != "fused":
             return self.reason
-        return f"+ residual, {self.activation}" if self.residual else self.activation
+        parts = ["+ residual"] * self.residual + [self.activation] * (self.activation is not None)
+        return ", ".join(map(str, parts))
 
     def __str__(self) -> str:
         return f"{self.action:8} {self.name or '(the model)'}: {self.detail}"
@@ -63,7 +64,7 @@ class ConversionReport:
     def summary(self) -> str:
         residuals = sum(entry.residual for entry in self.fused)
         return (
-            f"{len(self.entries)} batch norms: {len(self.fused)} fused with an activation "
+            f"{len(self.entries)} batch norms: {len(self.fused)} fused with what follows "
             f"({residuals} with a residual), {len(self.swapped)} swapped, {len(self.left)} left"
         )
 

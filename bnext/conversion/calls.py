@@ -1,0 +1,191 @@
+"""What edited forwards call: one fused layer where that is the same function, else as written.
+
+Decided at each call, because a model may change after it was converted: hooks come, modules are
+replaced, a norm is parametrized. Nothing here is remembered.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules import module as nn_module
+
+from bnext.modules import _FusedBatchNorm
+
+_SLOPE = nn.LeakyReLU().negative_slope  # csrc/core/activation.h has the same
+
+
+def relu_method(value: Any) -> Any:
+    return value.relu()
+
+
+def relu_method_in_place(value: Any) -> Any:
+    return value.relu_()
+
+
+# The activations of bnext as functions, and the names of what they take beside the input, in order.
+FUNCTIONS: dict[Any, tuple[str, tuple[str, ...]]] = {
+    F.relu: ("relu", ("inplace",)),
+    F.relu_: ("relu", ()),
+    torch.relu: ("relu", ()),
+    torch.relu_: ("relu", ()),
+    relu_method: ("relu", ()),
+    relu_method_in_place: ("relu", ()),
+    F.silu: ("silu", ("inplace",)),
+    F.leaky_relu: ("leaky_relu", ("negative_slope", "inplace")),
+    F.leaky_relu_: ("leaky_relu", ("negative_slope",)),
+}
+# Ways to add, by the name that an edited forward gives: of (the norm's output, the other).
+ADDITIONS = {
+    "left": operator.add,
+    "right": lambda value, other: other + value,
+    "in_place": operator.iadd,
+}
+
+
+class Rest(NamedTuple):
+    """What follows a norm: an addition, then an activation; each may be None."""
+
+    add: str | None = None  # of ADDITIONS
+    residual: Any = None
+    activation: Any = None  # a module, or of FUNCTIONS
+    options: dict[str, Any] | None = None  # of the function
+
+
+_NOTHING = Rest()
+
+
+def call(
+    norm: Any,
+    input: Any,
+    activation: Any = None,
+    options: dict[str, Any] | None = None,
+    *,
+    residual: Any = None,
+    add: str | None = None,
+) -> Any:
+    """``activation(norm(input) + residual)``; ``norm`` may be any callable, and one call where it
+    is a layer of bnext, or a module whose forward ends with one."""
+    return follow(norm, input, Rest(add, residual, activation, options))
+
+
+def follow(norm: Any, input: Any, rest: Rest) -> Any:
+    """The same, of what follows as one value."""
+    if rest is _NOTHING or not isinstance(input, Tensor) or not isinstance(norm, nn.Module):
+        return finish(norm(input), rest)
+    name = None if rest.activation is None else _name(rest.activation, rest.options)
+    if (name is None and rest.activation is not None) or is_watched(norm):
+        return finish(norm(input), rest)
+    if not is_plain_norm(norm):
+        tail = getattr(type(norm), "_bnext_tail", None)
+        return finish(norm(input), rest) if tail is None else tail(norm, rest, input)
+    layer: Any = norm
+    if rest.add is None:
+        return layer._fused(input, None, name)
+    if not _fits(rest.residual, input):
+        return finish(norm(input), rest)
+    if name in (None, "relu"):
+        return layer._fused(input, rest.residual, name)
+    # Backward of the others would need the residual or the output as it is now; torch's own
+    # keeps the sum, and leaves both to be changed in place.
+    return finish(layer._fused(input, rest.residual, None), rest._replace(add=None))
+
+
+def finish(value: Any, rest: Rest) -> Any:
+    """What follows, as it was written."""
+    if rest.add is not None:
+        value = ADDITIONS[rest.add](value, rest.residual)
+    if rest.activation is None:
+        return value
+    return rest.activation(value, **rest.options) if rest.options else rest.activation(value)
+
+
+def in_order(todo: list[nn.Module], input: Any, rest: Rest = _NOTHING) -> Any:
+    """``nn.Sequential``'s forward, and what follows it."""
+    at = 0
+    while at < len(todo):
+        module = todo[at]
+        at += 1
+        if ends_in_norm(module):
+            following = at
+            while following < len(todo) and is_identity(todo[following]):
+                following += 1
+            if following == len(todo):
+                return follow(module, input, rest)
+            if module_activation(todo[following]) is not None:
+                input = follow(module, input, Rest(activation=todo[following]))
+                at = following + 1
+                continue
+        input = module(input)
+    return finish(input, rest)
+
+
+def ends_in_norm(module: nn.Module) -> bool:
+    """Whether ``follow`` may have a better way than to call it."""
+    return is_plain_norm(module) or hasattr(type(module), "_bnext_tail")
+
+
+def is_plain_norm(module: nn.Module) -> bool:
+    """Whether its forward is a batch norm of bnext and no more."""
+    return isinstance(module, _FusedBatchNorm) and module._is_plain()
+
+
+def is_identity(module: Any) -> bool:
+    """Whether calling it does nothing."""
+    return type(module) is nn.Identity and not is_watched(module)
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether others see, or have changed, what a module gets or returns."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or module._compiled_call_impl is not None
+        or "forward" in module.__dict__
+        or nn_module._has_any_global_hook()
+    )
+
+
+def module_activation(module: Any) -> str | None:
+    """The name of the activation that bnext fuses for a module."""
+    kind = type(module)
+    if kind is nn.ReLU:
+        name = "relu"
+    elif kind is nn.SiLU:
+        name = "silu"
+    elif kind is nn.LeakyReLU and module.negative_slope == _SLOPE:
+        name = "leaky_relu"
+    else:
+        return None
+    return None if is_watched(module) else name
+
+
+def _name(activation: Any, options: dict[str, Any] | None) -> str | None:
+    if isinstance(activation, nn.Module):
+        return None if options else module_activation(activation)
+    return function_activation(activation, options or {})
+
+
+def function_activation(function: Any, options: dict[str, Any]) -> str | None:
+    """The name of the activation that bnext fuses for a function, called with ``options``."""
+    for known, (name, accepted) in FUNCTIONS.items():
+        if known is function:
+            slope = options.get("negative_slope", _SLOPE)
+            return name if slope == _SLOPE and all(key in accepted for key in options) else None
+    return None
+
+
+def _fits(residual: Any, input: Tensor) -> bool:
+    """Whether the sum neither broadcasts nor promotes."""
+    return (
+        isinstance(residual, Tensor)
+        and residual.shape == input.shape
+        and residual.dtype == input.dtype
+        and residual.device == input.device
+    )

@@ -1,0 +1,95 @@
+"""``bnext.convert``, ``bnext.revert`` and what they report."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+
+from bnext.conversion.classes import become
+from bnext.conversion.norms import to_bnext, to_plain
+from bnext.conversion.plan import FusionPlan
+from bnext.conversion.report import ConversionReport
+from bnext.conversion.scope import original_class
+from bnext.functional import check_ghost_batch_size
+
+_REPORT = "_bnext_report"  # in the __dict__ of a converted model
+
+
+def convert(
+    model: nn.Module, *, ghost_batch_size: int | None = None, inplace: bool = False
+) -> nn.Module:
+    """Replaces ``nn.BatchNorm1d/2d/3d`` and ``nn.SyncBatchNorm`` by bnext's layers, and fuses their
+    calls with the residual addition and the activation that follow.
+
+    A norm, by itself, computes after it what it did before. Where the ``forward`` of the module
+    that calls it goes on with an addition, a ReLU, SiLU or LeakyReLU (modules or functions, in
+    place or not), and does nothing in between that could matter, that place of the ``forward`` asks
+    for all at once; so does an ``nn.Sequential``. The rest of a ``forward`` runs as it is written.
+    What a model computes stays, to rounding, and so do parameters, buffers, names, ``state_dict``
+    keys, all modules and their hooks, training flags, dtypes, devices, and classes (for
+    ``isinstance``). pytorch-tabnet's ``GBN`` becomes one layer with ghosts.
+
+    Args:
+        model: any module, on any device.
+        ghost_batch_size: of every new layer, see :class:`bnext.BatchNorm2d`; if given, also of the
+            layers that were bnext's.
+        inplace: change ``model`` itself rather than a deep copy.
+
+    Returns:
+        The converted model. :func:`conversion_report` tells what was fused, and why not.
+
+    Raises:
+        TypeError: ``model`` is not a module, or ``ghost_batch_size`` not an int.
+        ValueError: ``ghost_batch_size`` is not positive.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_ghost_batch_size(ghost_batch_size)
+    if not inplace:
+        model = copy.deepcopy(model)
+    plan = FusionPlan(model)  # nothing is changed before all is known
+    for norm in plan.norms:
+        to_bnext(norm, plan.ghosts.get(norm, ghost_batch_size))
+    for container, cls in plan.classes.items():
+        become(container, cls)
+    vars(model)[_REPORT] = plan.report
+    return model
+
+
+def conversion_report(model: nn.Module) -> ConversionReport:
+    """What :func:`convert` did with every batch norm of ``model``, which it returned.
+
+    Raises:
+        ValueError: ``model`` is not what ``convert`` returned.
+    """
+    report = vars(model).get(_REPORT)
+    if report is None:
+        raise ValueError("model was not returned by bnext.convert")
+    return report
+
+
+def revert(model: nn.Module, *, inplace: bool = False) -> nn.Module:
+    """The plain model of a converted one: ``nn.BatchNorm*d``, and forwards as they were.
+
+    Also ``bnext.BatchNorm*d`` that were never converted become ``nn.BatchNorm*d``; their ghost
+    batches are lost. ``bnext.BatchNormAct*d`` stay.
+
+    Args:
+        model: any module.
+        inplace: change ``model`` itself rather than a deep copy.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if not inplace:
+        model = copy.deepcopy(model)
+    vars(model).pop(_REPORT, None)
+    for module in list(model.modules()):
+        to_plain(module)
+        cls = original_class(module)
+        if cls is not type(module):
+            module.__class__ = cls
+    return model
