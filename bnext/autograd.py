@@ -4,6 +4,8 @@ One ``torch.autograd.Function``, called directly in eager mode and registered on
 key, so that a compiled or exported graph differentiates the op itself.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -53,6 +55,7 @@ class BatchNormFunction(torch.autograd.Function):
         rest: tuple[Any, ...],
     ) -> Tensor:
         running_mean, running_var, counter, training, momentum, eps, activation, ghosts = rest
+        check_can_be_saved(ctx, input, weight, bias, residual)
         output, *ctx.stats = ops.batch_norm_below_autograd(
             input,
             weight,
@@ -70,9 +73,8 @@ class BatchNormFunction(torch.autograd.Function):
         ctx.settings = training, eps, activation
         ctx.set_materialize_grads(False)
         wants_parameters = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-        if not (training or wants_parameters or activation in ("silu", "leaky_relu")):
-            # Constants times grad_output: frozen layers need nothing of the input. (The output of
-            # leaky_relu may be changed in place afterwards, as torch's; that of relu may not.)
+        if not (training or wants_parameters or activation == "silu"):
+            # Constants times grad_output: frozen layers need nothing of the input.
             ctx.save_for_backward(None, weight, bias, None if activation is None else output)
         elif residual is None or activation is None:
             ctx.save_for_backward(input, weight, bias)
@@ -142,6 +144,38 @@ class BatchNormFunction(torch.autograd.Function):
 _apply = BatchNormFunction.apply
 
 
+def check_can_be_saved(ctx: Any, *tensors: Tensor | None) -> None:
+    """Raises what saving for backward would, but before the running statistics are updated."""
+    for name, tensor in zip(("input", "weight", "bias", "residual"), tensors, strict=True):
+        if tensor is not None and tensor.is_inference() and any(ctx.needs_input_grad):
+            raise RuntimeError(
+                f"{name} must not be an inference tensor where gradients are wanted, since it "
+                "cannot be saved for backward: clone it outside torch.inference_mode"
+            )
+
+
+@contextmanager
+def unchanged_on_error(*buffers: Tensor | None) -> Iterator[None]:
+    """Gives the buffers their values back where the code of saved_tensors_hooks raises, which runs
+    after the op."""
+    given = [b for b in buffers if b is not None]
+    before = [b.clone() for b in given] if _has_saved_tensors_hooks() else None
+    try:
+        yield
+    except BaseException:
+        if before is not None:
+            with torch.no_grad():
+                for buffer, value in zip(given, before, strict=True):
+                    buffer.copy_(value)
+        raise
+
+
+def _has_saved_tensors_hooks() -> bool:
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+
+
 def _frozen_backward(
     ctx: Any,
     grad_output: Tensor,
@@ -205,7 +239,7 @@ def batch_norm(
 
     ``rest``: the op's other arguments, in its order.
     """
-    if not rest[3] and torch.onnx.is_in_onnx_export():
+    if torch.onnx.is_in_onnx_export() and (not rest[3] or rest[0] is None):
         return _standard_ops(input, weight, bias, residual, rest)
     if torch.compiler.is_compiling():  # the graph shall hold the op, not what the Function does
         return ops.batch_norm(input, weight, bias, *rest[:3], residual, *rest[3:])[0]
@@ -218,6 +252,9 @@ def batch_norm(
         rest = (None, None, None, True, 0.0, *rest[5:])
     # torch.jit.trace would record the Function and the op in it, and run both.
     if torch.is_grad_enabled() and not torch._C._is_tracing():
+        if rest[3] and _has_saved_tensors_hooks():
+            with unchanged_on_error(*rest[:3]):
+                return _apply(input, weight, bias, residual, rest)
         return _apply(input, weight, bias, residual, rest)
     return ops.batch_norm_below_autograd(input, weight, bias, *rest[:3], residual, *rest[3:])[0]
 
@@ -229,8 +266,12 @@ def _standard_ops(
     residual: Tensor | None,
     rest: tuple[Any, ...],
 ) -> Tensor:
-    """Eval in operators that every ONNX runtime has."""
+    """Eval in operators that every ONNX runtime has; the statistics of the batch if there are no
+    others."""
     running_mean, running_var, _, _, _, eps, activation, _ = rest
+    if running_mean is None:
+        dims = [0, *range(2, input.dim())]
+        running_var, running_mean = torch.var_mean(input, dims, correction=0)
     z = F.batch_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps)
     return ACTIVATIONS[activation](z if residual is None else z + residual)
 
@@ -301,6 +342,18 @@ def _autograd_kernel(*args: Any) -> Any:
     output = _apply(input, weight, bias, residual, (*buffers, *args[_NUM_TENSORS:]))
     return output, *output.grad_fn.stats
 
+
+def _decomposition(*args: Any) -> Any:
+    """For torch.onnx of a program that torch.export has made."""
+    input, weight, bias, running_mean, running_var, counter, residual, training, *settings = args
+    if training and running_mean is not None:
+        return NotImplemented
+    rest = (running_mean, running_var, counter, training, *settings)
+    output = _standard_ops(input, weight, bias, residual, rest)
+    return output, *(output.new_empty(0) for _ in range(3))  # the statistics, that backward wants
+
+
+torch._decomp.register_decomposition(torch.ops.bnext.batch_norm.default)(_decomposition)
 
 _library = torch.library.Library("bnext", "IMPL")
 _library.impl("batch_norm", _autograd_kernel, "Autograd")

@@ -1,5 +1,6 @@
 """The functional form of the layers."""
 
+import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
@@ -108,6 +109,15 @@ def layer_forward(
             ghost_batch_size,
             dims,
         )
+    if num_batches_tracked is not None and num_batches_tracked.dtype != torch.long:
+        # nn.BatchNorm takes counters of any dtype, which averaged checkpoints have.
+        counter = num_batches_tracked.long()
+        output = layer_forward(
+            input, weight, bias, running_mean, running_var, counter, residual, training, momentum,
+            eps, activation, ghost_batch_size, dims,
+        )  # fmt: skip
+        num_batches_tracked.copy_(counter)
+        return output
     if dims and input.dim() not in dims:
         expected = " or ".join(f"{d}D" for d in dims)
         raise ValueError(f"expected {expected} input (got {input.dim()}D input)")

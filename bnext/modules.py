@@ -1,14 +1,20 @@
 """Layers that drop in for ``nn.BatchNorm*d``, alone or with the activation that follows."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.distributed import ProcessGroup
 
 from bnext.compat import NormBase
 from bnext.functional import check_activation, check_ghost_batch_size, layer_forward
-from bnext.statistics import Accumulation, check_process_group, training_forward
+from bnext.statistics import (
+    Accumulation,
+    SharedGroup,
+    check_process_group,
+    drop_waiting,
+    training_forward,
+)
 
 
 class _FusedBatchNorm(NormBase):
@@ -46,10 +52,12 @@ class _FusedBatchNorm(NormBase):
             self.start_skipping()
 
     def forward(self, input: Tensor) -> Tensor:
+        if type(input) is not Tensor and isinstance(input, fx.Proxy):
+            return self._as_leaf(input)
         return self._fused(input, None, None)
 
     def _fused(self, input: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
-        training = self.training and not self.frozen
+        training = self._trains()
         # nn.Module.__getattr__ is Python, and searches for each name.
         parameters, buffers = self._parameters, self._buffers
         try:
@@ -61,6 +69,9 @@ class _FusedBatchNorm(NormBase):
             running_mean, running_var = self.running_mean, self.running_var
             counter = getattr(self, "num_batches_tracked", None)
         momentum = self.momentum
+        if self.frozen:  # also where somebody has asked for their gradients since
+            weight = None if weight is None else weight.detach()
+            bias = None if bias is None else bias.detach()
         if training and (
             self.process_group is not None or self.skip_nonfinite or self._accumulation is not None
         ):
@@ -90,6 +101,19 @@ class _FusedBatchNorm(NormBase):
             self._dims,
         )
 
+    def _as_leaf(self, *inputs: Any) -> Any:
+        """A call of this module in the graph of torch.fx, as of those of ``torch.nn``: so mode,
+        momentum and ghosts are those of the module when the graph runs."""
+        tracer = inputs[0].tracer
+        name = tracer.path_of_module(self) if isinstance(tracer, fx.Tracer) else ""
+        if not name:  # traced alone
+            return self._fused(inputs[0], (*inputs, None)[1], getattr(self, "activation", None))
+        return tracer.create_proxy("call_module", name, inputs, {})
+
+    def _trains(self) -> bool:
+        """Whether it normalises by the statistics of the batch, and updates the running ones."""
+        return self.training and not self.frozen
+
     def _is_plain(self) -> bool:
         """Whether forward is the batch norm and no more, also in a subclass made by others."""
         return type(self).forward is _FusedBatchNorm.forward
@@ -98,20 +122,63 @@ class _FusedBatchNorm(NormBase):
         """See :func:`bnext.freeze`."""
         if self.running_mean is None:
             raise ValueError("a layer without running statistics cannot be frozen")
+        parameters = own_parameters(self)
         if not self.frozen:
             self.frozen = True
-            parameters = list(self.parameters(recurse=False))
-            self._required_grad = [p.requires_grad for p in parameters]
-            for parameter in parameters:
-                parameter.requires_grad_(False)
+            self._required_grad = {name: p.requires_grad for name, p in parameters.items()}
+        for parameter in parameters.values():
+            parameter.requires_grad_(False)
+            parameter.grad = None  # an optimizer would go on with it
 
     def unfreeze(self) -> None:
         """See :func:`bnext.unfreeze`."""
         if self.frozen:
             del self.frozen
             required = vars(self).pop("_required_grad")
-            for parameter, before in zip(self.parameters(recurse=False), required, strict=True):
-                parameter.requires_grad_(before)
+            for name, parameter in own_parameters(self).items():
+                parameter.requires_grad_(required.get(name, parameter.requires_grad))
+
+    def reset_running_stats(self) -> None:
+        """Also drops the micro-batches that wait, and counts non-finite ones anew."""
+        super().reset_running_stats()
+        drop_waiting(self)
+        nonfinite_batches = self._buffers.get("nonfinite_batches")
+        if nonfinite_batches is not None:
+            nonfinite_batches.zero_()
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        drop_waiting(self)  # they were to update what was there before
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        group = state.get("process_group")
+        if group is not None and not isinstance(group, str):
+            state["process_group"] = SharedGroup(group)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        group = state.get("process_group")
+        if isinstance(group, SharedGroup):
+            state = {**state, "process_group": group.group}
+        super().__setstate__(state)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What torch.jit.script compiles in place of the layer: the plain one, of the same tensors.
+
+        Raises:
+            RuntimeError: there is none that computes the same.
+        """
+        plain = next((c for c in type(self).__mro__ if c.__module__.startswith("torch.nn")), None)
+        special = self.ghost_batch_size or self.process_group or self.skip_nonfinite or self.frozen
+        if plain is None or special or self._accumulation or not self._is_plain():
+            raise RuntimeError(
+                f"torch.jit.script cannot compile this {type(self).__name__}: use torch.compile or "
+                "torch.export, or script bnext.revert(model)"
+            )
+        scriptable: nn.Module = object.__new__(plain)
+        scriptable.__dict__.update(self.__dict__)
+        return scriptable
 
     def start_skipping(self) -> None:
         """Counts non-finite batches in ``nonfinite_batches``, instead of learning from them."""
@@ -131,6 +198,17 @@ class _FusedBatchNorm(NormBase):
         if self.process_group is not None:
             text += ", synchronised"
         return text
+
+
+def own_parameters(layer: nn.Module) -> dict[str, nn.Parameter]:
+    """A layer's parameters, by name, also of those that are computed from others
+    (``torch.nn.utils.parametrize``)."""
+    found = dict(layer.named_parameters(recurse=False))
+    parametrizations = layer._modules.get("parametrizations")
+    if parametrizations is not None:
+        for name, parameter in parametrizations.named_parameters():
+            found[name.removesuffix(".original")] = parameter
+    return found
 
 
 class _FusedBatchNormAct(_FusedBatchNorm):
@@ -173,6 +251,8 @@ class _FusedBatchNormAct(_FusedBatchNorm):
         self.activation = check_activation(activation)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        if type(input) is not Tensor and isinstance(input, fx.Proxy):
+            return self._as_leaf(input, residual)
         return self._fused(input, residual, self.activation)
 
     def extra_repr(self) -> str:

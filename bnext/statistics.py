@@ -15,6 +15,7 @@ from torch import distributed as dist
 from torch.distributed import ProcessGroup
 
 from bnext import ops
+from bnext.autograd import unchanged_on_error
 from bnext.functional import layer_forward
 from bnext.steps import Triple, batch_norm_in_steps, gather
 
@@ -27,6 +28,20 @@ class Accumulation:
 
     steps: int
     triples: list[Triple] = field(default_factory=list)
+
+
+class SharedGroup:
+    """A process group in the state of a layer: copies share it, and a pickle has the default one,
+    since another process has other groups."""
+
+    def __init__(self, group: Any) -> None:
+        self.group = group
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SharedGroup:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SharedGroup, (DEFAULT_GROUP,)
 
 
 @dataclass(frozen=True)
@@ -52,8 +67,11 @@ class Running:
         """With the merged triples, once."""
         if self.mean is not None:
             count, mean, m2 = (torch.cat(parts) for parts in zip(*triples, strict=True))
-            settings = self.mean, self.var, self.counter, self.momentum, eps, self.mean.dtype
+            counter = None if self.counter is None else self.counter.long()  # itself if it is that
+            settings = self.mean, self.var, counter, self.momentum, eps, self.mean.dtype
             ops.batch_norm_fold(count, mean, m2, *settings)
+            if self.counter is not None and counter is not None and counter is not self.counter:
+                self.counter.copy_(counter)
 
 
 def training_forward(
@@ -88,11 +106,26 @@ def training_forward(
             running.update(triples, layer.eps)
 
     _check_rank_and_ghosts(layer, input)
+    accumulation = layer._accumulation
+    waiting = [] if accumulation is None else [*accumulation.triples]
     if group is not None and not torch.compiler.is_compiling():
         _agree_once(layer, group, input.device)
-    return batch_norm_in_steps(
-        input, weight, bias, residual, layer.eps, activation, layer.ghost_batch_size, group, update
-    )
+    try:
+        with unchanged_on_error(running.mean, running.var, running.counter):
+            return batch_norm_in_steps(
+                input, weight, bias, residual, layer.eps, activation, layer.ghost_batch_size,
+                group, update,
+            )  # fmt: skip
+    except BaseException:
+        if accumulation is not None:
+            accumulation.triples = waiting
+        raise
+
+
+def drop_waiting(layer: Any) -> None:
+    """Forgets the micro-batches that wait."""
+    if layer._accumulation is not None:
+        layer._accumulation.triples = []
 
 
 def flush(layer: Any) -> None:

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from bnext import ops
+from bnext.autograd import check_can_be_saved
 
 Triple = tuple[Tensor, Tensor, Tensor]
 
@@ -35,6 +36,7 @@ class BatchNormInStepsFunction(torch.autograd.Function):
         rest: tuple[Any, ...],
     ) -> Tensor:
         eps, activation, ghost_batch_size, group, update = rest
+        check_can_be_saved(ctx, input, weight, bias, residual)
         triples = ops.batch_norm_reduce(input, ghost_batch_size)
         # Not the number of ghosts: a process with a small batch may have one, and another several.
         together = ghost_batch_size is None

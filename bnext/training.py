@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import swa_utils
 
 from bnext.conversion import convert, is_batch_norm
-from bnext.modules import _FusedBatchNorm, _FusedBatchNormAct
+from bnext.modules import _FusedBatchNorm, own_parameters
 from bnext.statistics import DEFAULT_GROUP, Accumulation, check_process_group, flush
 
 _NORMALISATIONS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.RMSNorm)
@@ -90,7 +90,8 @@ def update_bn(
     loader: Iterable[Any], model: nn.Module, device: torch.device | str | None = None
 ) -> None:
     """:func:`torch.optim.swa_utils.update_bn`, which passes ``BatchNormAct*d`` by, for all batch
-    norms of ``model``: their running statistics become the average over ``loader``.
+    norms of ``model``: their running statistics become the average over ``loader``. Frozen layers
+    keep theirs; what an accumulating layer waits with is dropped.
 
     Args:
         loader: of batches, or of tuples that begin with one.
@@ -101,25 +102,31 @@ def update_bn(
         TypeError: ``model`` is not a module.
     """
     _check_module(model)
-    fused: list[Any] = [m for m in model.modules() if isinstance(m, _FusedBatchNormAct)]
-    momenta = [norm.momentum for norm in fused]
-    for norm in fused:
-        norm.reset_running_stats()
-        norm.momentum = None
+    layers: list[Any] = [
+        m for m in model.modules() if isinstance(m, _FusedBatchNorm) and not m.frozen
+    ]
+    before = [(layer.momentum, layer._accumulation) for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum, layer._accumulation = None, None
     try:
-        swa_utils.update_bn(loader, _WithPlainNorm(model), device)  # type: ignore[arg-type]
+        swa_utils.update_bn(loader, _WithoutLayers(model), device)  # type: ignore[arg-type]
     finally:
-        for norm, momentum in zip(fused, momenta, strict=True):
-            norm.momentum = momentum
+        for layer, (momentum, accumulation) in zip(layers, before, strict=True):
+            layer.momentum, layer._accumulation = momentum, accumulation
 
 
-class _WithPlainNorm(nn.Module):
-    """torch's update_bn does nothing for a model without an ``nn.BatchNorm``."""
+class _WithoutLayers(nn.Module):
+    """What torch's update_bn gets, and resets: bnext's layers are not among its modules. It does
+    nothing for a model without an ``nn.BatchNorm``."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model, self.norm = model, nn.BatchNorm1d(1)
         self.training = model.training
+
+    def modules(self, remove_duplicate: bool = True) -> Iterator[nn.Module]:
+        return (m for m in super().modules() if not isinstance(m, _FusedBatchNorm))
 
     def forward(self, *args: Any) -> Any:
         return self.model(*args)
@@ -171,7 +178,7 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     if not weight_decay >= 0:
         raise ValueError(f"weight_decay must not be negative, got {weight_decay}")
     norms = [m for m in model.modules() if isinstance(m, _NORMALISATIONS)]
-    without = {p for norm in norms for p in norm.parameters(recurse=False)}
+    without = {p for norm in norms for p in own_parameters(norm).values()}
     return [
         {
             "params": [p for p in model.parameters() if p not in without],

@@ -9,10 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from convert_cases import (
-    FOLLOWED,
     ODD,
-    WITHOUT_GRAD,
-    Block,
     Branching,
     ConvNorm,
     Counting,
@@ -26,19 +23,12 @@ from convert_cases import (
     Shared,
     ThroughSubmodules,
     TwoNorms,
-    block_class,
 )
+from convert_forwards import FOLLOWED, WITHOUT_GRAD, block, small
 from torch import Tensor, nn
-from typer.testing import CliRunner
 
 import bnext
 from bnext import conversion_report, convert, revert
-from bnext.cli import app
-
-
-def block(name: str, dims: int = 2) -> Block:
-    torch.manual_seed(0)
-    return block_class(name)(dims)
 
 
 def steps(model: nn.Module, *inputs: Tensor) -> list[Tensor]:
@@ -81,17 +71,6 @@ def test_what_follows_a_norm(name: str) -> None:
         for mode in (True, False):
             found, expected = (m.train(mode)(x.clone()) for m in (converted, plain))
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
-
-
-def small(seed: int = 0) -> nn.Module:
-    """A stem, a block that is rewritten, and a head, with what a training run may have changed."""
-    torch.manual_seed(seed)
-    stem = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
-    model = nn.Sequential(stem, block("sum_in_place"), nn.BatchNorm2d(4, affine=False))
-    model[1].bn.eps, model[1].bn.momentum = 1e-3, None
-    model[1].bn.eval()
-    model[1].bn.weight.requires_grad_(False)
-    return model
 
 
 def images(dtype: torch.dtype = torch.float64) -> Tensor:
@@ -383,38 +362,6 @@ def test_a_norm_alone() -> None:
     converted = convert(nn.BatchNorm2d(3))
     assert type(converted) is bnext.BatchNorm2d
     assert type(revert(converted)) is nn.BatchNorm2d
-
-
-def test_the_command_prints_the_report() -> None:
-    result = CliRunner().invoke(app, ["convert", "convert_cases:TwoNorms"])
-    assert result.exit_code == 0, result.output
-    assert "1 fused with what follows" in result.output and "+ residual, relu" in result.output
-    for source in ("convert_cases:Missing", "no_such_package:f", "math:pi", "convert_cases"):
-        assert CliRunner().invoke(app, ["convert", source]).exit_code == 2, source
-
-
-def test_the_report_is_readable() -> None:
-    text = str(conversion_report(convert(small())))
-    assert text.splitlines()[0] == (
-        "3 batch norms: 2 fused with what follows (1 with a residual), 1 swapped, 0 left"
-    )
-    assert "1.bn: + residual, relu" in text
-    with pytest.raises(ValueError, match="bnext.convert"):
-        conversion_report(small())
-
-
-@pytest.mark.parametrize("function", [convert, revert])
-def test_bad_model(function: Callable[..., nn.Module]) -> None:
-    with pytest.raises(TypeError, match="model must be a torch.nn.Module, got dict"):
-        function({})
-
-
-@pytest.mark.parametrize(("size", "error"), [(0, ValueError), (2.5, TypeError), (True, TypeError)])
-def test_bad_ghost_batch_size_changes_nothing(size: object, error: type[Exception]) -> None:
-    model = small()
-    with pytest.raises(error, match="ghost_batch_size"):
-        convert(model, ghost_batch_size=size, inplace=True)
-    assert str(model) == str(small())
 
 
 def test_compiled_without_a_graph_break() -> None:

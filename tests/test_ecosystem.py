@@ -135,14 +135,17 @@ def test_averaged_copies_and_update_bn(average: object) -> None:
     assert_close(*results)
 
 
-def test_torchs_update_bn_takes_fused_norms_for_something_else() -> None:
-    """They are no ``_BatchNorm``, or tools that replace those would drop the activation."""
+def test_torchs_update_bn() -> None:
+    """Takes converted norms, and passes layers by that have an activation: these are no
+    ``_BatchNorm``, or tools that replace those would drop it."""
     model = converted()
+    model.own = bnext.BatchNormAct2d(8)
+    model.stem.append(model.own)
     model(images())
-    update_bn([images()], model)
-    assert (model.tail.num_batches_tracked, model.norm.num_batches_tracked) == (1, 2)
-    bnext.update_bn([images()], model)
-    assert (model.tail.num_batches_tracked, model.norm.num_batches_tracked) == (1, 1)
+    for update, own in ((update_bn, 2), (bnext.update_bn, 1)):
+        update([images()], model)
+        norms = (model.tail, model.norm, model.own)
+        assert [int(m.num_batches_tracked) for m in norms] == [1, 1, own]
 
 
 # --- threads and processes
@@ -208,12 +211,9 @@ def test_torch_fusers_take_plain_norms_and_refuse_fused_ones() -> None:
 
 
 def test_scans_by_isinstance() -> None:
-    """As Opacus' validator does: what is only swapped is found; what is fused, by its name, bnext's
-    own scan, and the base class that it shares with torch's."""
+    """As Opacus' validator, precise_bn and others do: a converted norm is torch's too."""
     model = converted()
     found = [n for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    assert found == ["tail"]
-    found = [n for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
     assert found == ["stem.1", "norm", "tail"]
     assert found == [n for n, m in model.named_modules() if bnext.is_batch_norm(m)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import bnext
@@ -10,10 +11,10 @@ import bnext
 GUIDE = Path(__file__).parent.parent / "docs" / "guide.md"
 
 
-def test_the_code_runs() -> None:
+def test_the_code_runs(tmp_path: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), flags=re.DOTALL)
-    scope: dict[str, object] = {}
-    exec(compile(code, str(GUIDE), "exec"), scope)
+    (tmp_path / "guide.py").write_text(code)
+    scope = runpy.run_path(str(tmp_path / "guide.py"))
     assert len(bnext.conversion_report(scope["model"]).fused) == 2
 
 

@@ -85,6 +85,9 @@ def follow(norm: Any, input: Any, rest: Rest) -> Any:
         return finish(norm(input), rest) if tail is None else tail(norm, rest, input)
     layer: Any = norm
     if rest.add is None:
+        if name == "leaky_relu" and not layer._trains() and torch.is_grad_enabled():
+            # Backward would need the output as it is now; torch's leaves it to be changed.
+            return finish(layer._fused(input, None, None), rest)
         return layer._fused(input, None, name)
     if not _fits(rest.residual, input):
         return finish(norm(input), rest)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import ast
 from abc import ABCMeta
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from bnext.conversion import calls
+from bnext.conversion.scope import original_class
 from bnext.conversion.source import NotUnderstood, build, read
 from bnext.conversion.syntax import MODULE
 from bnext.modules import _FusedBatchNorm
@@ -28,9 +28,16 @@ class Edited:
         pass
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        state = super().__reduce_ex__(protocol)[2:]
+        reduced: tuple[Any, ...] = super().__reduce_ex__(max(protocol, 2))  # type: ignore[assignment]
         cls: Any = type(self)
-        return (_new, (cls._bnext_recipe,), *state)
+        return (_new, (cls._bnext_recipe, *reduced[1][1:]), *reduced[2:])
+
+    def __prepare_scriptable__(self) -> Any:
+        """What torch.jit.script compiles: the class before, whose source it reads."""
+        plain = object.__new__(original_class(self))  # type: ignore[arg-type]
+        plain.__dict__.update(self.__dict__)
+        plain.__dict__["_modules"] = dict(self.__dict__["_modules"])
+        return plain
 
 
 class _Sequential(nn.Sequential):
@@ -115,50 +122,70 @@ def make(recipe: Recipe) -> type[nn.Module]:
     return _made[recipe.key]
 
 
+def checked(recipe: Recipe) -> Recipe:
+    """Raises NotUnderstood if ``become`` would."""
+    if issubclass(recipe.cls, fx.GraphModule):
+        functions(recipe)
+    else:
+        make(recipe)
+    return recipe
+
+
 def _make(recipe: Recipe) -> type[nn.Module]:
     cls = recipe.cls
     if type(cls) not in (type, ABCMeta):
         raise NotUnderstood("its container's class has a metaclass")
-    is_graph = issubclass(cls, fx.GraphModule)  # its copies are made from the graph, without edits
-    own = cls.__reduce__ is object.__reduce__ and cls.__reduce_ex__ is object.__reduce_ex__
-    if not own and not is_graph:
+    if (cls.__reduce__, cls.__reduce_ex__) != (object.__reduce__, object.__reduce_ex__):
         raise NotUnderstood("its container has a way of its own to be copied")
-    members: dict[str, Any] = {
+    members = {
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,
         "_bnext_original": cls,
         "_bnext_recipe": recipe,
     }
-    if recipe.kind:
-        bases: tuple[Any, ...] = (Edited, _KINDS[recipe.kind], cls)
-        if recipe.kind != "timm norm":
-            bases = Edited, cls
-            members |= _functions(_KINDS[recipe.kind])
-    else:
-        bases = (cls,) if is_graph else (Edited, cls)
-        for edit in recipe.edits:
-            source = read(getattr(cls, edit.of))
-            if ast.dump(source.tree) != edit.before:
-                continue  # a pickle of when the class was another
-            members[edit.name] = build(source, edit.tree, {MODULE: calls})
+    bases = (_TimmNorm, cls) if recipe.kind == "timm norm" else (cls,)
     metaclass: Any = type(cls)
-    new: type[nn.Module] = metaclass(cls.__name__, bases, members)
+    new: type[nn.Module] = metaclass(cls.__name__, (Edited, *bases), members | functions(recipe))
     return new
 
 
-def _functions(cls: type) -> dict[str, Callable[..., Any]]:
-    return {name: f for name, f in vars(cls).items() if name in ("forward", "_bnext_tail")}
+def functions(recipe: Recipe) -> dict[str, Any]:
+    """What the class has that the one before has not."""
+    if recipe.kind:
+        of_kind = vars(_KINDS[recipe.kind])
+        return {name: of_kind[name] for name in ("forward", "_bnext_tail") if name in of_kind}
+    found = {}
+    for edit in recipe.edits:
+        source = read(getattr(recipe.cls, edit.of))
+        if ast.dump(source.tree) == edit.before:  # not in a pickle of when the class was another
+            found[edit.name] = build(source, edit.tree, {MODULE: calls})
+    return found
 
 
-def _new(recipe: Recipe) -> nn.Module:
+def _new(recipe: Recipe, *arguments: Any) -> nn.Module:
     cls = make(recipe)
-    return cls.__new__(cls)
+    return cls.__new__(cls, *arguments)
 
 
-def become(module: nn.Module, cls: type[nn.Module]) -> None:
-    """Raises NotUnderstood where Python does not allow it."""
-    try:
-        module.__class__ = cls
-    except TypeError as error:
-        raise NotUnderstood(f"its container's class cannot be extended: {error}") from None
+def become(module: nn.Module, recipe: Recipe) -> None:
+    """Makes ``module`` one of the recipe's class."""
+    if isinstance(module, fx.GraphModule):
+        # Its class is its own alone, and its copies are made from the graph: without edits.
+        for name, function in functions(recipe).items():
+            setattr(type(module), name, function)
+        type(module)._bnext_recipe = recipe  # type: ignore[attr-defined]
+    else:
+        module.__class__ = make(recipe)
+
+
+def restore(module: nn.Module) -> None:
+    """Undoes ``become``; does nothing to other modules."""
+    if not isinstance(module, fx.GraphModule):
+        cls = original_class(module)
+        if cls is not type(module):
+            module.__class__ = cls
+    elif "_bnext_recipe" in vars(type(module)):
+        for name in {"_bnext_recipe", "_bnext_tail"} & set(vars(type(module))):
+            delattr(type(module), name)
+        module.recompile()

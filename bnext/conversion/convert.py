@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 
-from torch import nn
+from torch import fx, nn
 
-from bnext.conversion.classes import become
+from bnext.conversion.classes import become, restore
 from bnext.conversion.norms import to_bnext, to_plain
 from bnext.conversion.plan import FusionPlan
 from bnext.conversion.report import ConversionReport
-from bnext.conversion.scope import original_class
 from bnext.functional import check_ghost_batch_size
 
 _REPORT = "_bnext_report"  # in the __dict__ of a converted model
@@ -48,11 +47,14 @@ def convert(
     check_ghost_batch_size(ghost_batch_size)
     if not inplace:
         model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, fx.GraphModule):
+            restore(module)  # its code is read anew
     plan = FusionPlan(model)  # nothing is changed before all is known
     for norm in plan.norms:
         to_bnext(norm, plan.ghosts.get(norm, ghost_batch_size))
-    for container, cls in plan.classes.items():
-        become(container, cls)
+    for container, recipe in plan.recipes.items():
+        become(container, recipe)
     vars(model)[_REPORT] = plan.report
     return model
 
@@ -89,7 +91,5 @@ def revert(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     vars(model).pop(_REPORT, None)
     for module in list(model.modules()):
         to_plain(module)
-        cls = original_class(module)
-        if cls is not type(module):
-            module.__class__ = cls
+        restore(module)
     return model

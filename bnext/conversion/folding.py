@@ -91,10 +91,10 @@ def _pairs(container: nn.Module, uses: Uses) -> Iterator[tuple[nn.Module, nn.Mod
 
 
 def _source_of(functions: dict[str, Scope], scope: Scope, call: ast.Call) -> Any:
-    """The module whose output alone a norm is called with."""
-    if len(call.args) != 1 or call.keywords:
+    """The module whose output alone is what a norm normalises."""
+    if not call.args or call.keywords:
         return None
-    (argument,) = call.args
+    argument = call.args[0]
     statement = scope.parents[call]
     before = (
         statement_before(scope.parents, statement) if isinstance(statement, ast.Assign) else None

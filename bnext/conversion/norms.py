@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
+from torch.nn.utils import parametrize
 
 from bnext import modules
 from bnext.conversion.calls import module_activation
-from bnext.conversion.classes import Recipe, become, make
+from bnext.conversion.classes import Recipe, become
 from bnext.conversion.scope import original_class
 from bnext.statistics import DEFAULT_GROUP, flush
 
@@ -69,7 +70,7 @@ def to_bnext(module: nn.Module, ghost_batch_size: int | None) -> None:
     layer: Any = module
     is_new = not isinstance(module, modules._FusedBatchNorm)
     if is_timm_norm(module):
-        become(module, make(Recipe(original_class(module), "timm norm")))
+        become(module, Recipe(original_class(module), "timm norm"))
     else:
         plain = _PLAIN.get(before, before)
         vars(module).setdefault(_ORIGINAL, plain)
@@ -80,19 +81,30 @@ def to_bnext(module: nn.Module, ghost_batch_size: int | None) -> None:
         layer.ghost_batch_size = ghost_batch_size
 
 
+def _parametrized(module: nn.Module, cls: Any) -> Any:
+    """The class, with the properties of the module's own in the place of what
+    ``torch.nn.utils.parametrize`` computes."""
+    if not parametrize.is_parametrized(module):
+        return cls
+    own = type(module)
+    members = {k: v for k, v in vars(own).items() if k not in ("__dict__", "__weakref__")}
+    return type(f"Parametrized{cls.__name__}", (cls,), members)
+
+
 def to_plain(module: nn.Module) -> None:
     """Undoes ``to_bnext`` and what was set since; does nothing to other modules."""
     if is_timm_norm(module):
         before: Any = original_class(module)
     else:
-        before = vars(module).pop(_ORIGINAL, _PLAIN.get(type(module)))
+        own = type(module).__mro__[parametrize.is_parametrized(module)]
+        before = vars(module).pop(_ORIGINAL, _PLAIN.get(own))
     if before is None or not isinstance(module, modules._FusedBatchNorm):
         return
     layer: Any = module
     flush(layer)
     layer.unfreeze()
     group = layer.process_group
-    module.__class__ = before
+    module.__class__ = _parametrized(module, before)
     module._buffers.pop("nonfinite_batches", None)
     module._non_persistent_buffers_set.discard("nonfinite_batches")
     for name in _OF_BNEXT:

@@ -12,8 +12,8 @@ from typing import Any, TypeGuard
 from torch import fx, jit, nn
 
 from bnext.conversion import calls
-from bnext.conversion.chains import HOOKS, Found, find
-from bnext.conversion.classes import Edit, Recipe, make
+from bnext.conversion.chains import Found
+from bnext.conversion.classes import Edit, Recipe, checked
 from bnext.conversion.editing import choose, edited, with_tail
 from bnext.conversion.norms import (
     is_alone,
@@ -24,6 +24,7 @@ from bnext.conversion.norms import (
 )
 from bnext.conversion.report import ConversionReport, Entry
 from bnext.conversion.scope import Scope, original_class
+from bnext.conversion.search import HOOKS, find
 from bnext.conversion.source import NotUnderstood, read
 
 
@@ -61,14 +62,14 @@ class FusionPlan:
     Attributes:
         norms: all to be converted.
         ghosts: the ghost batch size of norms whose container splits the batch for them.
-        classes: containers with a call that is edited, and their classes then.
+        recipes: of the containers with a call that is edited.
         report: the plan, for people.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.norms: list[nn.Module] = []
         self.ghosts: dict[nn.Module, int] = {}
-        self.classes: dict[nn.Module, type[nn.Module]] = {}
+        self.recipes: dict[nn.Module, Recipe] = {}
         self._names: dict[nn.Module, str] = {}
         self._sightings: dict[nn.Module, list[_Sighting]] = defaultdict(list)
         self._forwards: dict[nn.Module, _Forward] = {}
@@ -95,7 +96,7 @@ class FusionPlan:
     def _take_over_ghosts(self, module: Any) -> None:
         """pytorch-tabnet's GBN, a loop over chunks of the batch, becomes one call."""
         self.ghosts[module.bn] = module.virtual_batch_size
-        self.classes[module] = make(Recipe(original_class(module), "ghosts"))
+        self.recipes[module] = Recipe(original_class(module), "ghosts")
         reason = f"its container's loop became ghosts of {module.virtual_batch_size}"
         self._sightings[module.bn].append(_Sighting(reason=reason))
 
@@ -214,7 +215,7 @@ class FusionPlan:
         try:
             if is_sequential(container):
                 if container in self._tails | self._fusing:
-                    self.classes[container] = make(Recipe(cls, "sequential"))
+                    self.recipes[container] = checked(Recipe(cls, "sequential"))
                 return
             edits: list[Edit] = []
             for name, scope, found in self._forward(container).functions:
@@ -227,7 +228,7 @@ class FusionPlan:
                     if tree is not None:
                         edits.append(Edit("_bnext_tail", name, before, tree))
             if edits:
-                self.classes[container] = make(Recipe(cls, "", tuple(edits)))
+                self.recipes[container] = checked(Recipe(cls, "", tuple(edits)))
         except NotUnderstood as error:
             for norm in _own_norms(container):
                 self._sightings[norm] = [_Sighting(reason=str(error))]
