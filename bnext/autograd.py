@@ -239,7 +239,8 @@ def batch_norm(
 
     ``rest``: the op's other arguments, in its order.
     """
-    if torch.onnx.is_in_onnx_export() and (not rest[3] or rest[0] is None):
+    # For every tool, and without buffers that the op might write to. Training keeps the op.
+    if torch.compiler.is_exporting() and (not rest[3] or torch.onnx.is_in_onnx_export()):
         return _standard_ops(input, weight, bias, residual, rest)
     if torch.compiler.is_compiling():  # the graph shall hold the op, not what the Function does
         return ops.batch_norm(input, weight, bias, *rest[:3], residual, *rest[3:])[0]
@@ -266,13 +267,22 @@ def _standard_ops(
     residual: Tensor | None,
     rest: tuple[Any, ...],
 ) -> Tensor:
-    """Eval in operators that every ONNX runtime has; the statistics of the batch if there are no
-    others."""
-    running_mean, running_var, _, _, _, eps, activation, _ = rest
-    if running_mean is None:
+    """Eval in operators of torch alone; by the statistics of the batch if there are no others."""
+    running_mean, running_var, _, training, _, eps, activation, _ = rest
+    if input.dtype in (torch.float16, torch.bfloat16):  # rounded once, at the end
+        tensors = (input, weight, bias, residual, running_mean, running_var)
+        wide: Any = [None if t is None else t.float() for t in tensors]
+        output = _standard_ops(wide[0], wide[1], wide[2], wide[3], (*wide[4:], *rest[2:]))
+        return output.to(input.dtype)
+    if training:
         dims = [0, *range(2, input.dim())]
-        running_var, running_mean = torch.var_mean(input, dims, correction=0)
-    z = F.batch_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps)
+        var, mean = torch.var_mean(input, dims, correction=0, keepdim=True)
+        z = (input - mean) * torch.rsqrt(var + eps)
+        shape = [1, -1] + [1] * (input.dim() - 2)
+        z = z if weight is None else z * weight.view(shape)
+        z = z if bias is None else z + bias.view(shape)
+    else:
+        z = F.batch_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps)
     return ACTIVATIONS[activation](z if residual is None else z + residual)
 
 
@@ -342,18 +352,6 @@ def _autograd_kernel(*args: Any) -> Any:
     output = _apply(input, weight, bias, residual, (*buffers, *args[_NUM_TENSORS:]))
     return output, *output.grad_fn.stats
 
-
-def _decomposition(*args: Any) -> Any:
-    """For torch.onnx of a program that torch.export has made."""
-    input, weight, bias, running_mean, running_var, counter, residual, training, *settings = args
-    if training and running_mean is not None:
-        return NotImplemented
-    rest = (running_mean, running_var, counter, training, *settings)
-    output = _standard_ops(input, weight, bias, residual, rest)
-    return output, *(output.new_empty(0) for _ in range(3))  # the statistics, that backward wants
-
-
-torch._decomp.register_decomposition(torch.ops.bnext.batch_norm.default)(_decomposition)
 
 _library = torch.library.Library("bnext", "IMPL")
 _library.impl("batch_norm", _autograd_kernel, "Autograd")

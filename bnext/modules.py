@@ -60,6 +60,8 @@ class _FusedBatchNorm(NormBase):
         training = self._trains()
         # nn.Module.__getattr__ is Python, and searches for each name.
         parameters, buffers = self._parameters, self._buffers
+        weight: Tensor | None
+        bias: Tensor | None
         try:
             weight, bias = parameters["weight"], parameters["bias"]
             running_mean, running_var = buffers["running_mean"], buffers["running_var"]

@@ -1,4 +1,5 @@
-"""torch.export: the graph holds the op, and the exported module runs, trains and can be saved."""
+"""torch.export: in training the graph holds the op, in eval operators of torch alone; the exported
+module runs, trains and can be saved."""
 
 from __future__ import annotations
 
@@ -41,6 +42,16 @@ def batch(n: int, seed: int = 0) -> Tensor:
     return torch.randn(n, 6, generator=torch.Generator().manual_seed(seed)) * 2 + 1
 
 
+def rounding(training: bool, options: dict) -> float:
+    """Of a comparison with eager: the same op has the same bits; torch's operators in its place, of
+    float32, differ by a few roundings in each of three layers."""
+    return 0 if training or options.get("track_running_stats") is False else 1e-5
+
+
+def n_ops(training: bool, options: dict) -> int:
+    return 3 if rounding(training, options) == 0 else 0
+
+
 def exported(model: nn.Module) -> ExportedProgram:
     return export(model, (batch(8),), dynamic_shapes=({0: N},))
 
@@ -58,10 +69,12 @@ def ids(options: dict) -> str:
 def test_runs_with_any_batch_size(options: dict, training: bool) -> None:
     eager = network(**options).train(training)
     program = exported(copy.deepcopy(eager))
-    assert ops_in(program.graph_module)["batch_norm"] == 3
+    assert ops_in(program.graph_module)["batch_norm"] == n_ops(training, options)
     module = program.module()
+    tolerance = rounding(training, options)
     for n in (8, 5, 12, 4):
-        torch.testing.assert_close(module(batch(n, n)), eager(batch(n, n)), rtol=0, atol=0)
+        found, expected = module(batch(n, n)), eager(batch(n, n))
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
     buffers = dict(module.named_buffers())
     for name, b in eager.named_buffers():
         assert torch.equal(buffers[name], b), name
@@ -81,11 +94,13 @@ def test_trains_like_the_eager_module(options: dict, training: bool) -> None:
             optimizer.zero_grad()
             (model(x) * torch.linspace(-1, 2, 5)).square().sum().backward()
             optimizer.step()
-        torch.testing.assert_close(inputs[1].grad, inputs[0].grad, rtol=0, atol=0)
+        tolerance = 100 * rounding(training, options)  # of sums of squares, after up to three steps
+        close = {"rtol": tolerance, "atol": tolerance}
+        torch.testing.assert_close(inputs[1].grad, inputs[0].grad, **close)
     parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
     for name, p in eager.named_parameters():
-        torch.testing.assert_close(parameters[name].grad, p.grad, rtol=0, atol=0)
-        torch.testing.assert_close(parameters[name], p, rtol=0, atol=0)
+        torch.testing.assert_close(parameters[name].grad, p.grad, **close)
+        torch.testing.assert_close(parameters[name], p, **close)
     for name, b in eager.named_buffers():
         assert torch.equal(buffers[name], b), name
 
@@ -104,12 +119,13 @@ def test_double_backward_of_the_exported_module() -> None:
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_save_and_load(training: bool) -> None:
-    eager = network(ghost_batch_size=3).train(training)
+    options = {"ghost_batch_size": 3}
+    eager = network(**options).train(training)
     file = io.BytesIO()
     torch.export.save(exported(copy.deepcopy(eager)), file)
     file.seek(0)
     program = torch.export.load(file)
-    assert ops_in(program.graph_module)["batch_norm"] == 3
+    assert ops_in(program.graph_module)["batch_norm"] == n_ops(training, options)
     module = program.module()
     x = batch(7)
     grads = []
@@ -117,7 +133,8 @@ def test_save_and_load(training: bool) -> None:
         loss = model(x).square().sum()
         loss.backward()
         grads.append([p.grad for _, p in sorted(model.named_parameters())])
-    torch.testing.assert_close(*grads, rtol=0, atol=0)
+    tolerance = 100 * rounding(training, options)
+    torch.testing.assert_close(*grads, rtol=tolerance, atol=tolerance)
     assert program.state_dict.keys() == eager.state_dict().keys()
 
 

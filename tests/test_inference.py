@@ -6,6 +6,7 @@ import copy
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -114,13 +115,19 @@ def test_folding_is_for_eval() -> None:
         bnext.fold(torch.relu)
 
 
-def test_onnx_has_standard_ops_only() -> None:
+@pytest.mark.parametrize("of", ["layers", "exported program", "no running statistics"])
+def test_onnx_has_standard_ops_only(of: str) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     model = spread(nn.Sequential(Residual(), Residual("leaky_relu"), bnext.BatchNorm2d(4)))
+    if of == "no running statistics":
+        model.append(bnext.BatchNormAct2d(4, track_running_stats=False).eval())
     x = torch.randn(3, 4, 5, 6)
-    batch = {0: torch.export.Dim("batch", min=1, max=1024)}
-    program = torch.onnx.export(model, (x,), dynamo=True, dynamic_shapes=(batch,), verbose=False)
+    batch = ({0: torch.export.Dim("batch", min=1, max=1024)},)
+    source: Any = model
+    if of == "exported program":
+        source = torch.export.export(model, (x,), dynamic_shapes=batch)
+    program = torch.onnx.export(source, (x,), dynamo=True, dynamic_shapes=batch, verbose=False)
     assert all(node.domain in ("", "ai.onnx") for node in program.model.graph)
     file = io.BytesIO()
     program.save(file)
