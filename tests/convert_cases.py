@@ -7,7 +7,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+import convert_not_fused  # noqa: F401
 import torch
+from convert_forwards import Block, block_class
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -291,3 +293,19 @@ ODD = [
     Autocast, GradMode, Decorated, WithoutGrad, Appends, Aliased, CountsByAlias, AssignsData,
     Dictionary, Raises, Super, KeywordOnly, Walrus, Loops, Registers, HalfNone,
 ]  # fmt: skip
+
+
+def block(name: str, dims: int = 2) -> Block:
+    torch.manual_seed(0)
+    return block_class(name)(dims)
+
+
+def small(seed: int = 0) -> nn.Module:
+    """A stem, a block that is rewritten, and a head, with what a training run may have changed."""
+    torch.manual_seed(seed)
+    stem = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    model = nn.Sequential(stem, block("sum_in_place"), nn.BatchNorm2d(4, affine=False))
+    model[1].bn.eps, model[1].bn.momentum = 1e-3, None
+    model[1].bn.eval()
+    model[1].bn.weight.requires_grad_(False)
+    return model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -23,8 +24,11 @@ from convert_cases import (
     Shared,
     ThroughSubmodules,
     TwoNorms,
+    block,
+    small,
 )
-from convert_forwards import FOLLOWED, WITHOUT_GRAD, block, small
+from convert_forwards import FOLLOWED
+from convert_not_fused import WITHOUT_GRAD
 from torch import Tensor, nn
 
 import bnext
@@ -349,6 +353,22 @@ def test_synchronised_norms() -> None:
     back = revert(converted)
     assert type(back[0]) is nn.SyncBatchNorm and back[0].process_group is None
     assert vars(back[0]).keys() == vars(plain[0]).keys()
+
+
+def test_tensors_that_see_what_is_done_with_them() -> None:
+    class Logged(torch.Tensor):
+        seen: list[str] = []
+
+        @classmethod
+        def __torch_function__(
+            cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            cls.seen.append(getattr(func, "__name__", ""))
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    converted = convert(block("sum_first"))
+    converted(torch.randn(2, 4, 3, 3).as_subclass(Logged))
+    assert "relu" in Logged.seen and "add" in Logged.seen
 
 
 def test_wrappers_are_not_followed() -> None:

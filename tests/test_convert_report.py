@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from convert_forwards import small
+from convert_cases import small
 from torch import nn
 from typer.testing import CliRunner
 

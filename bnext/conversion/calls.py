@@ -16,6 +16,7 @@ from torch.nn.modules import module as nn_module
 
 from bnext.modules import _FusedBatchNorm
 
+_DISABLED = torch._C._disabled_torch_function_impl
 _SLOPE = nn.LeakyReLU().negative_slope  # csrc/core/activation.h has the same
 
 
@@ -75,7 +76,7 @@ def call(
 
 def follow(norm: Any, input: Any, rest: Rest) -> Any:
     """The same, of what follows as one value."""
-    if rest is _NOTHING or not isinstance(input, Tensor) or not isinstance(norm, nn.Module):
+    if rest is _NOTHING or not _is_ordinary(input) or not isinstance(norm, nn.Module):
         return finish(norm(input), rest)
     name = None if rest.activation is None else _name(rest.activation, rest.options)
     if (name is None and rest.activation is not None) or is_watched(norm):
@@ -184,10 +185,20 @@ def function_activation(function: Any, options: dict[str, Any]) -> str | None:
     return None
 
 
+def _is_ordinary(value: Any) -> bool:
+    """Whether it is a tensor, and none that sees additions and activations by itself."""
+    kind = type(value)
+    return (
+        kind is Tensor
+        or kind is nn.Parameter
+        or (isinstance(value, Tensor) and kind.__torch_function__ is _DISABLED)
+    )
+
+
 def _fits(residual: Any, input: Tensor) -> bool:
     """Whether the sum neither broadcasts nor promotes."""
     return (
-        isinstance(residual, Tensor)
+        _is_ordinary(residual)
         and residual.shape == input.shape
         and residual.dtype == input.dtype
         and residual.device == input.device

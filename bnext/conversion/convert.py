@@ -10,13 +10,18 @@ from bnext.conversion.classes import become, restore
 from bnext.conversion.norms import to_bnext, to_plain
 from bnext.conversion.plan import FusionPlan
 from bnext.conversion.report import ConversionReport
+from bnext.conversion.verify import Inputs, verify
 from bnext.functional import check_ghost_batch_size
 
 _REPORT = "_bnext_report"  # in the __dict__ of a converted model
 
 
 def convert(
-    model: nn.Module, *, ghost_batch_size: int | None = None, inplace: bool = False
+    model: nn.Module,
+    *,
+    ghost_batch_size: int | None = None,
+    inplace: bool = False,
+    example_inputs: Inputs | None = None,
 ) -> nn.Module:
     """Replaces ``nn.BatchNorm1d/2d/3d`` and ``nn.SyncBatchNorm`` by bnext's layers, and fuses their
     calls with the residual addition and the activation that follow.
@@ -34,6 +39,10 @@ def convert(
         ghost_batch_size: of every new layer, see :class:`bnext.BatchNorm2d`; if given, also of the
             layers that were bnext's.
         inplace: change ``model`` itself rather than a deep copy.
+        example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments of
+            ``model``. If given, copies of both models are run with them, in training and in eval,
+            and compared before anything is changed: outputs, gradients, buffers, random numbers.
+            (Without ghosts, which are to change training.) It takes four to six runs of each.
 
     Returns:
         The converted model. :func:`conversion_report` tells what was fused, and why not.
@@ -41,12 +50,18 @@ def convert(
     Raises:
         TypeError: ``model`` is not a module, or ``ghost_batch_size`` not an int.
         ValueError: ``ghost_batch_size`` is not positive.
+        RuntimeError: the models differ on ``example_inputs``; the message names the first layer
+            that does.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     check_ghost_batch_size(ghost_batch_size)
-    if not inplace:
-        model = copy.deepcopy(model)
+    if example_inputs is not None:
+        verify(model, _converted(copy.deepcopy(model), None), example_inputs)
+    return _converted(model if inplace else copy.deepcopy(model), ghost_batch_size)
+
+
+def _converted(model: nn.Module, ghost_batch_size: int | None) -> nn.Module:
     for module in model.modules():
         if isinstance(module, fx.GraphModule):
             restore(module)  # its code is read anew

@@ -91,26 +91,31 @@ class Scope:
             )
         if isinstance(node, ast.Call):
             name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            if name == "type" and any(self._is_self(a) for a in node.args):
+                raise NotUnderstood("its container's forward asks for its own class")
             if name in _FORBIDDEN_CALLS:
                 raise NotUnderstood(f"its container's forward calls {name}")
+        if isinstance(node, ast.Attribute) and node.attr == "__class__":
+            raise NotUnderstood("its container's forward asks for a class")
         names = [getattr(node, "id", ""), getattr(node, "attr", ""), getattr(node, "arg", "")]
         for name in names:
             if isinstance(name, str) and name.startswith("__") and not name.endswith("__"):
                 raise NotUnderstood(f"its container's forward uses {name}, a private name")
 
+    def _is_self(self, node: ast.AST) -> bool:
+        return isinstance(node, ast.Name) and node.id == self.source.first_argument
+
     def reachable(self) -> Iterator[ast.AST]:
-        """All nodes but those behind a test that is false on the module as it is."""
+        """All nodes, in order, but those behind a test that is false on the module as it is."""
         todo: list[ast.AST] = [self.source.tree]
         while todo:
             node = todo.pop()
             yield node
+            left_out: Any = []
             if isinstance(node, (ast.If, ast.IfExp)):
-                truth = self.truth(node.test)
-                left_out: Any = {True: node.orelse, False: node.body, None: []}[truth]
-                left_out = left_out if isinstance(left_out, list) else [left_out]
-                todo += [n for n in ast.iter_child_nodes(node) if n not in left_out]
-            else:
-                todo += ast.iter_child_nodes(node)
+                left_out = {True: node.orelse, False: node.body, None: []}[self.truth(node.test)]
+            left_out = left_out if isinstance(left_out, list) else [left_out]
+            todo += reversed([n for n in ast.iter_child_nodes(node) if n not in left_out])
 
     def resolve(self, node: ast.expr) -> Any:
         """The object that an expression is, or UNKNOWN: of ``self``, its attributes, constants and

@@ -45,7 +45,7 @@ class _Stop(Exception):
 def find(scope: Scope, norms_of: Callable[[Any], tuple[nn.Module, ...]]) -> list[Found]:
     """All calls of norms in a function. ``norms_of``: those whose output a module returns."""
     found = []
-    for node in ast.walk(scope.source.tree):
+    for node in scope.reachable():
         if isinstance(node, ast.Call):
             modules = norms_of(scope.resolve(node.func))
             if modules and not _is_nested(scope, node):
@@ -159,7 +159,8 @@ class _Search:
         if isinstance(self._scope.resolve(other), (int, float)):
             raise _Stop("a number is added to its output")
         before = how == "right" and chain.first is chain.statement and not chain.between
-        if not before and not self._scope.is_harmless(other):
+        harmless = self._scope.is_harmless(other) and not self._uses_norm(other)
+        if not before and not harmless:
             raise _Stop("what is added is computed by code that might change the norm's input")
         return replace(chain, add=how, residual=other, end=end)
 
@@ -218,6 +219,7 @@ class _Search:
                 return
             if not found:
                 harmless = scope.is_harmless(statement) and not has(statement, ast.Return)
+                harmless = harmless and not self._uses_norm(statement)
                 residual = names_in(chain.residual or statement)
                 if chain.add is not None and residual & assigned([statement]):
                     harmless = False
@@ -251,6 +253,21 @@ class _Search:
             self._outward(chain, loads[0], later, name)
             return
         raise _Stop("its block of code ends before an activation")
+
+    def _uses_norm(self, node: ast.AST) -> bool:
+        """Whether it calls the chain's norm or looks at it, which would come in another order."""
+        for part in ast.walk(node):
+            module = self._scope.resolve(part) if isinstance(part, ast.expr) else None
+            if not isinstance(module, nn.Module) or module is self._scope.module:
+                continue
+            parent = self._scope.parents[part]
+            goes_on = isinstance(parent, (ast.Attribute, ast.Subscript)) and isinstance(
+                self._scope.resolve(parent), nn.Module
+            )
+            inside = {module} if goes_on else set(module.modules())
+            if any(norm in inside for norm in self._modules):
+                return True
+        return False
 
     def _moved(self, chain: Chain, statement: ast.stmt) -> Chain:
         """With the last of the statements of the first's own block that the chain takes."""

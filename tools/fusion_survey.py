@@ -1,0 +1,196 @@
+"""How many batch norms bnext.convert fuses in networks of torchvision and timm: those whose call
+asks for an addition or activation too, beside those that one follows in the plain network.
+
+Both are counted as the networks run, in training mode, on the meta device: no claim of
+``conversion_report`` is taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+import bnext
+from bnext.modules import _FusedBatchNorm
+
+_ADDITIONS = {
+    torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__,
+}  # fmt: skip
+_ACTIVATIONS = {
+    F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.silu,
+    F.leaky_relu, F.leaky_relu_,
+}  # fmt: skip
+
+
+@dataclass
+class Survey:
+    """Of one network; names of batch norms.
+
+    Attributes:
+        norms: how many there are.
+        possible: an addition or an activation that bnext has follows.
+        fused: their call asked for it.
+        missed: possible and not fused, and why not.
+    """
+
+    norms: int = 0
+    possible: set[str] = field(default_factory=set)
+    fused: set[str] = field(default_factory=set)
+    missed: dict[str, str] = field(default_factory=dict)
+
+
+class _Followers(TorchFunctionMode):
+    """Which norms' outputs are added to, or activated, next."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.followed: set[str] = set()
+        self._outputs: dict[int, tuple[str, Tensor]] = {}  # tensors are kept: ids are not reused
+        self._uses: Counter[str] = Counter()
+        self._hooks = [
+            module.register_forward_hook(self._remember(name))
+            for name, module in model.named_modules()
+            if bnext.is_batch_norm(module)
+        ]
+
+    def _remember(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            if type(getattr(module, "act", None)) in (nn.ReLU, nn.SiLU, nn.LeakyReLU):
+                self.followed.add(name)  # timm's norm with an activation in it
+            self._outputs[id(output)] = name, output
+
+        return hook
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in _ADDITIONS or func in _ACTIVATIONS:
+            for argument in args:
+                if id(argument) in self._outputs and all(isinstance(a, Tensor) for a in args[:2]):
+                    self.followed.add(self._outputs[id(argument)][0])
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _fused_calls(model: nn.Module) -> Iterator[set[str]]:
+    """The names of the norms whose call asks for more than the norm."""
+    names = {module: name for name, module in model.named_modules()}
+    found: set[str] = set()
+    original = _FusedBatchNorm._fused
+
+    def wrapper(self: Any, input: Tensor, residual: Tensor | None, activation: Any) -> Tensor:
+        if residual is not None or activation is not None:
+            found.add(names[self])
+        return original(self, input, residual, activation)
+
+    _FusedBatchNorm._fused = wrapper  # type: ignore[method-assign]
+    try:
+        yield found
+    finally:
+        _FusedBatchNorm._fused = original  # type: ignore[method-assign]
+
+
+def survey(model: nn.Module, *inputs: Any) -> Survey:
+    model.train()
+    converted = bnext.convert(model)
+    reasons = {entry.name: entry.detail for entry in bnext.conversion_report(converted)}
+    with torch.no_grad():
+        with _Followers(model) as followers:
+            model(*inputs)
+        with _fused_calls(converted) as fused:
+            converted(*inputs)
+    missed = {name: reasons[name] for name in sorted(followers.followed - fused)}
+    return Survey(len(reasons), followers.followed, fused, missed)
+
+
+# A small network of each family that has batch norms.
+TIMM = [
+    "bat_resnext26ts", "botnet26t_256", "coat_lite_tiny", "convit_tiny", "crossvit_tiny_240",
+    "cs3darknet_s", "cspdarknet53", "cspresnet50", "darknet53", "densenet121", "dla34",
+    "dm_nfnet_f0", "dpn68", "eca_resnet33ts", "edgenext_xx_small", "efficientformer_l1",
+    "efficientformerv2_s0", "efficientnet_b0", "efficientnet_lite0", "efficientvit_b0",
+    "efficientvit_m0", "ese_vovnet19b_dw", "fasternet_t0", "fastvit_t8", "fbnetc_100",
+    "fbnetv3_b", "gernet_s", "ghostnet_100", "ghostnetv2_100", "gcresnet33ts", "halonet26t",
+    "hardcorenas_a", "hgnet_tiny", "hgnetv2_b0", "hrnet_w18_small", "inception_next_atto",
+    "inception_resnet_v2", "inception_v3", "inception_v4", "lambda_resnet26t", "lcnet_050",
+    "legacy_senet154", "legacy_seresnet18", "legacy_xception", "levit_128s", "mixnet_s",
+    "mnasnet_small", "mobilenet_edgetpu_v2_xs", "mobilenetv1_100", "mobilenetv2_050",
+    "mobilenetv3_small_050", "mobilenetv4_conv_small", "mobileone_s0", "mobilevit_xxs",
+    "mobilevitv2_050", "nasnetalarge", "pnasnet5large", "rdnet_tiny", "regnetx_002",
+    "regnety_002", "regnetz_b16", "repghostnet_050", "repvgg_a0", "repvit_m0_9",
+    "res2net50_26w_4s", "resnest14d", "resnet18", "resnet26d", "resnet50", "resnetv2_50x1_bit",
+    "resnext26ts", "rexnet_100", "rexnetr_100", "sehalonet33ts", "selecsls42b", "semnasnet_050",
+    "seresnet33ts", "seresnext26d_32x4d", "sknet18", "skresnet18", "spnasnet_100", "starnet_s1",
+    "tf_efficientnetv2_b0", "tf_mixnet_s", "tiny_vit_5m_224", "tinynet_e", "tresnet_m",
+    "vgg11_bn", "visformer_tiny", "vovnet39a", "wide_resnet50_2", "xception41",
+]  # fmt: skip
+
+
+def networks() -> Iterator[tuple[str, Callable[[], nn.Module], tuple[int, ...]]]:
+    """Names, how to build them, and the shape of an input."""
+    from torchvision import models
+
+    for name in models.list_models(module=models):
+        size = 299 if name == "inception_v3" else 224
+        options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        yield (
+            f"torchvision {name}",
+            partial(models.get_model, name, weights=None, **options),
+            (2, 3, size, size),
+        )
+    import timm
+
+    for name in TIMM:
+        if not timm.is_model(name):
+            continue
+        config: Any = timm.get_pretrained_cfg(name)
+        size = config.input_size[-1]
+        yield f"timm {name}", partial(timm.create_model, name), (2, 3, size, size)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", default="", help="networks whose names contain this")
+    parser.add_argument("--reasons", action="store_true", help="why norms were missed")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    possible = fused = 0
+    reasons: Counter[str] = Counter()
+    for name, build, shape in networks():
+        if arguments.only not in name:
+            continue
+        try:
+            model = build().to("meta")
+            if not any(map(bnext.is_batch_norm, model.modules())):
+                continue
+            found = survey(model, torch.empty(shape, device="meta"))
+        except Exception as error:
+            print(f"{name}: {type(error).__name__}: {str(error).splitlines()[0][:100]}", flush=True)
+            continue
+        both = len(found.possible & found.fused)
+        possible, fused = possible + len(found.possible), fused + both
+        print(
+            f"{name}: {found.norms} norms, {len(found.possible)} possible, {both} fused", flush=True
+        )
+        for norm, reason in found.missed.items():
+            reasons[f"{name.split()[0]}: {reason}"] += 1
+            if arguments.reasons:
+                print(f"    {norm}: {reason}")
+    print(f"{fused} of {possible} fused ({fused / max(possible, 1):.1%})")
+    for reason, count in reasons.most_common(60):
+        print(f"{count:5} {reason}")
+
+
+if __name__ == "__main__":
+    main()
