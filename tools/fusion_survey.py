@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 import bnext
+from bnext.conversion.calls import module_activation
 from bnext.modules import _FusedBatchNorm
 
 _ADDITIONS = {
@@ -66,7 +67,7 @@ class _Followers(TorchFunctionMode):
 
     def _remember(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            if type(getattr(module, "act", None)) in (nn.ReLU, nn.SiLU, nn.LeakyReLU):
+            if module_activation(getattr(module, "act", None)) is not None:
                 self.followed.add(name)  # timm's norm with an activation in it
             self._outputs[id(output)] = name, output
 

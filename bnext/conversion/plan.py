@@ -23,7 +23,7 @@ from bnext.conversion.norms import (
     reason_to_leave,
 )
 from bnext.conversion.report import ConversionReport, Entry
-from bnext.conversion.scope import Scope, original_class
+from bnext.conversion.scope import Scope, as_modules, original_class
 from bnext.conversion.search import HOOKS, find
 from bnext.conversion.source import NotUnderstood, read
 
@@ -152,7 +152,8 @@ class FusionPlan:
             for _, scope, found in self._forward(module).functions:
                 for one in found:
                     if any(way.is_tail for way in one.ways):
-                        self._need_tail(scope.resolve(one.call.func))
+                        for callee in as_modules(scope.resolve(one.call.func)):
+                            self._need_tail(callee)
 
     def _forward(self, container: nn.Module) -> _Forward:
         if container not in self._forwards:
@@ -180,9 +181,7 @@ class FusionPlan:
         for name, scope in scopes(container, cls).items():
             for node in ast.walk(scope.source.tree):
                 if isinstance(node, ast.Call):
-                    module = scope.resolve(node.func)
-                    if isinstance(module, nn.Module):
-                        forward.called.add(module)
+                    forward.called.update(as_modules(scope.resolve(node.func)))
             found = find(scope, self.norms_of)
             taken, late = choose(found, scope)
             if name == "forward" and with_tail(scope, taken) is not None:
@@ -197,9 +196,9 @@ class FusionPlan:
         return forward
 
     def _need_tail_later(self, forward: _Forward, scope: Scope, one: Found) -> None:
-        callee = scope.resolve(one.call.func)
-        if not is_alone(callee):
-            self._need_tail(callee)
+        for callee in as_modules(scope.resolve(one.call.func)):
+            if not is_alone(callee):
+                self._need_tail(callee)
 
     def _uncalled(self, model: nn.Module) -> set[nn.Module]:
         """Modules whose parents are understood, and do not call them."""

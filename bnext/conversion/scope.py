@@ -45,6 +45,10 @@ _METHODS = frozenset(
 _PLAIN_BUILTINS = (len, int, float, bool, min, max, abs, tuple, list, range, isinstance)
 
 
+class Several(tuple[nn.Module, ...]):
+    """What a variable of a ``for`` over modules is, one after the other."""
+
+
 class Scope:
     """One function of a module, as called on this module.
 
@@ -78,10 +82,14 @@ class Scope:
                 self.nested |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
             elif isinstance(node, (ast.MatchAs, ast.MatchStar)) and node.name:
                 self.assigned.add(node.name)
+        self.loops: dict[str, Several] = {}
         first = source.first_argument
         stores = [n for n in ast.walk(source.tree) if isinstance(n, ast.Name) and n.id == first]
         if not first or any(not isinstance(n.ctx, ast.Load) for n in stores):
             raise NotUnderstood("its container's forward gives self another value")
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.For):
+                self._bind(node.target, self._iterated(node.iter))
 
     def _check(self, node: ast.AST) -> None:
         if isinstance(node, _FORBIDDEN):
@@ -101,6 +109,34 @@ class Scope:
         for name in names:
             if isinstance(name, str) and name.startswith("__") and not name.endswith("__"):
                 raise NotUnderstood(f"its container's forward uses {name}, a private name")
+
+    def _iterated(self, node: ast.expr) -> Any:
+        """What a ``for`` gets of an expression: modules, for each target of a zip or enumerate."""
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
+            if node.func.id == "zip" and "zip" not in self.assigned:
+                return [self._iterated(argument) for argument in node.args]
+            if node.func.id == "enumerate" and len(node.args) == 1:
+                return [None, self._iterated(node.args[0])]
+            return None
+        modules = self.resolve(node)
+        if isinstance(modules, (nn.ModuleList, nn.Sequential)):
+            return Several(m for m in modules._modules.values() if m is not None)
+        return None
+
+    def _bind(self, target: ast.expr, found: Any) -> None:
+        if isinstance(found, Several) and isinstance(target, ast.Name):
+            sets = [
+                n
+                for n in ast.walk(self.source.tree)
+                if isinstance(n, ast.Name) and n.id == target.id
+                if not isinstance(n.ctx, ast.Load)
+            ]
+            arguments = {a.arg for a in inspect_arguments(self.source.tree.args)}
+            if sets == [target] and target.id not in arguments and found:
+                self.loops[target.id] = found
+        elif isinstance(found, list) and isinstance(target, ast.Tuple):
+            for one, part in zip(target.elts, found, strict=False):
+                self._bind(one, part)
 
     def _is_self(self, node: ast.AST) -> bool:
         return isinstance(node, ast.Name) and node.id == self.source.first_argument
@@ -140,7 +176,7 @@ class Scope:
         if name == self.source.first_argument:
             return self.module
         if name in self.assigned:
-            return UNKNOWN
+            return self.loops.get(name, UNKNOWN)
         inner = self.source.inner
         if name in inner.__code__.co_freevars:
             cells = dict(zip(inner.__code__.co_freevars, inner.__closure__ or (), strict=True))
@@ -241,8 +277,8 @@ class Scope:
         if is_getattr(node):
             return True
         function = self.resolve(node.func)
-        if isinstance(function, nn.Module):
-            return is_harmless_module(function)
+        if isinstance(function, (nn.Module, Several)):
+            return all(map(is_harmless_module, as_modules(function)))
         if any(k.arg in ("out", "inplace", None) for k in node.keywords):
             return False
         if function is UNKNOWN:
@@ -252,6 +288,10 @@ class Scope:
 
 
 _ABSENT: Any = object()
+
+
+def as_modules(value: Any) -> tuple[nn.Module, ...]:
+    return value if isinstance(value, Several) else (value,) if isinstance(value, nn.Module) else ()
 
 
 def is_getattr(node: ast.AST) -> bool:

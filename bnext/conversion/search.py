@@ -19,7 +19,7 @@ from torch import nn
 
 from bnext.conversion import calls
 from bnext.conversion.chains import Chain, Found
-from bnext.conversion.scope import UNKNOWN, Scope, is_getattr
+from bnext.conversion.scope import UNKNOWN, Scope, Several, as_modules, is_getattr
 from bnext.conversion.syntax import (
     TRY,
     Block,
@@ -47,7 +47,8 @@ def find(scope: Scope, norms_of: Callable[[Any], tuple[nn.Module, ...]]) -> list
     found = []
     for node in scope.reachable():
         if isinstance(node, ast.Call):
-            modules = norms_of(scope.resolve(node.func))
+            each = [norms_of(m) for m in as_modules(scope.resolve(node.func))]
+            modules = tuple(norm for norms in each for norm in norms) if all(each) else ()
             if modules and not _is_nested(scope, node):
                 found.append(_Search(scope, node, modules).run())
     return found
@@ -123,6 +124,11 @@ class _Search:
         if self._is_addition(parent):
             return self._added(chain, parent, parent.args[1], "left"), parent, False
         function = self._scope.resolve(parent.func)
+        if (
+            isinstance(function, Several)
+            and len({calls.module_activation(m) for m in function}) == 1
+        ):
+            function = function[0]  # the call decides again
         if isinstance(function, nn.Module):
             if len(parent.args) > 1 or parent.keywords:
                 raise _Stop(_no_activation(parent))
@@ -257,14 +263,15 @@ class _Search:
     def _uses_norm(self, node: ast.AST) -> bool:
         """Whether it calls the chain's norm or looks at it, which would come in another order."""
         for part in ast.walk(node):
-            module = self._scope.resolve(part) if isinstance(part, ast.expr) else None
-            if not isinstance(module, nn.Module) or module is self._scope.module:
+            found = self._scope.resolve(part) if isinstance(part, ast.expr) else None
+            modules = as_modules(found)
+            if not modules or found is self._scope.module:
                 continue
             parent = self._scope.parents[part]
             goes_on = isinstance(parent, (ast.Attribute, ast.Subscript)) and isinstance(
                 self._scope.resolve(parent), nn.Module
             )
-            inside = {module} if goes_on else set(module.modules())
+            inside = {m for module in modules for m in ([module] if goes_on else module.modules())}
             if any(norm in inside for norm in self._modules):
                 return True
         return False
