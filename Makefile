@@ -49,9 +49,11 @@ scaling: $(VENV)/built
 accuracy: $(VENV)/built
 	$(BIN)/python -m benchmarks.accuracy --readme README.md
 
-# docs/models.md: bnext.convert on networks of torchvision, timm and others.
+# docs/models.md, docs/fusion.md: bnext.convert on networks of torchvision, timm and others; what it
+# computes, and what it fuses.
 matrix: $(VENV)/built
 	$(BIN)/python -W ignore -m tools.model_matrix
+	$(BIN)/python -W ignore -m tools.fusion_survey --output docs/fusion.md
 
 # docs/sass.md: registers, occupancy and instructions per element, off the built machine code.
 sass: $(VENV)/built

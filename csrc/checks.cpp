@@ -177,9 +177,10 @@ void check_channel_vector(
   }
   check_strided(*vector, name);
   const at::ScalarType given = vector->scalar_type();
+  const at::ScalarType acc = acc_type(dtype);
   TORCH_CHECK(
-      given == dtype || given == acc_type(dtype), name, " must have input's dtype ", dtype,
-      " or dtype ", acc_type(dtype), ", got dtype ", given);
+      given == dtype || given == acc, name, " must have input's dtype ", dtype,
+      acc == dtype ? "" : c10::str(" or dtype ", acc), ", got dtype ", given);
   check_device(device, *vector, name);
   TORCH_CHECK(
       vector->dim() == 1 && vector->sym_size(0) == n_channel, name, " must have shape [", n_channel,

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,6 +73,11 @@ class _Followers(TorchFunctionMode):
             self._outputs[id(output)] = name, output
 
         return hook
+
+    def __exit__(self, *args: Any) -> None:
+        super().__exit__(*args)
+        for hook in self._hooks:
+            hook.remove()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -160,37 +166,58 @@ def networks() -> Iterator[tuple[str, Callable[[], nn.Module], tuple[int, ...]]]
         yield f"timm {name}", partial(timm.create_model, name), (2, 3, size, size)
 
 
+def surveys(only: str) -> Iterator[tuple[str, Survey]]:
+    for name, build, shape in networks():
+        if only in name:
+            model = build().to("meta")
+            if any(map(bnext.is_batch_norm, model.modules())):
+                yield name, survey(model, torch.empty(shape, device="meta"))
+
+
+def page(found: dict[str, Survey]) -> str:
+    """docs/fusion.md."""
+    lines = [
+        "# What bnext.convert fuses",
+        "",
+        "Written by `make matrix`. *Possible*: in the plain network an addition of a tensor or an",
+        "activation that bnext has follows the norm. *Fused*: in the converted one the norm's call",
+        "asks for it. Both are counted as the networks run, in training mode, on the meta device.",
+        "",
+    ]
+    for package in ("torchvision", "timm"):
+        of = [s for name, s in found.items() if name.startswith(package)]
+        possible = sum(len(s.possible) for s in of)
+        fused = sum(len(s.possible & s.fused) for s in of)
+        lines.append(
+            f"{package}: {len(of)} networks, {fused:,} of {possible:,} fused "
+            f"({fused / possible:.0%})."
+        )
+    lines += ["", "| network | batch norms | possible | fused |", "|---|---|---|---|"]
+    for name, of_one in found.items():
+        possible, fused = len(of_one.possible), len(of_one.possible & of_one.fused)
+        lines.append(f"| {name} | {of_one.norms} | {possible} | {fused} |")
+    reasons = Counter(reason for s in found.values() for reason in s.missed.values())
+    lines += ["", "Why those that are possible are not fused (the report's words):", ""]
+    lines += ["| norms | reason |", "|---|---|"]
+    lines += [f"| {count} | {reason} |" for reason, count in reasons.most_common()]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--only", default="", help="networks whose names contain this")
-    parser.add_argument("--reasons", action="store_true", help="why norms were missed")
+    parser.add_argument("--output", type=Path, help="where to write the page")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    possible = fused = 0
-    reasons: Counter[str] = Counter()
-    for name, build, shape in networks():
-        if arguments.only not in name:
-            continue
-        try:
-            model = build().to("meta")
-            if not any(map(bnext.is_batch_norm, model.modules())):
-                continue
-            found = survey(model, torch.empty(shape, device="meta"))
-        except Exception as error:
-            print(f"{name}: {type(error).__name__}: {str(error).splitlines()[0][:100]}", flush=True)
-            continue
-        both = len(found.possible & found.fused)
-        possible, fused = possible + len(found.possible), fused + both
-        print(
-            f"{name}: {found.norms} norms, {len(found.possible)} possible, {both} fused", flush=True
-        )
-        for norm, reason in found.missed.items():
-            reasons[f"{name.split()[0]}: {reason}"] += 1
-            if arguments.reasons:
-                print(f"    {norm}: {reason}")
-    print(f"{fused} of {possible} fused ({fused / max(possible, 1):.1%})")
-    for reason, count in reasons.most_common(60):
-        print(f"{count:5} {reason}")
+    found = {}
+    for name, of_one in surveys(arguments.only):
+        found[name] = of_one
+        possible, fused = len(of_one.possible), len(of_one.possible & of_one.fused)
+        print(f"{name}: {of_one.norms} norms, {possible} possible, {fused} fused", flush=True)
+        for norm, reason in of_one.missed.items() if arguments.only else ():
+            print(f"    {norm}: {reason}")
+    if arguments.output:
+        arguments.output.write_text(page(found))
 
 
 if __name__ == "__main__":

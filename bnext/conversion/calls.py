@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 from torch.nn import functional as F
 from torch.nn.modules import module as nn_module
 
@@ -153,6 +154,7 @@ def is_watched(module: nn.Module) -> bool:
         or module._compiled_call_impl is not None
         or "forward" in module.__dict__
         or nn_module._has_any_global_hook()
+        or is_fx_symbolic_tracing()  # the graph shall have every module
     )
 
 
