@@ -157,6 +157,20 @@ def sum_in_place(self, x):
 
 
 @followed("relu", True)
+def input_that_changes_what_is_added(self, x):
+    x = x * 1
+    y = self.bn(self.relu_in_place(x))
+    return self.relu(x.mean((2, 3), keepdim=True) + y)
+
+
+@followed("relu")
+def input_that_changes_another_operand(self, x):
+    x = x * 1
+    y = self.bn(self.relu_in_place(x))
+    return x.mean((2, 3), keepdim=True) * self.relu(y)
+
+
+@followed("relu", True)
 def sum_method(self, x):
     return self.relu(self.bn(self.conv(x)).add_(x))
 

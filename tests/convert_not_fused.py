@@ -140,6 +140,16 @@ def statistics_read_between(self, x):
 
 
 @not_followed
+def test_of_a_name_that_was_set_again(self, x):
+    y = self.bn(self.conv(x))
+    drop = self.nothing
+    drop = x.dim() if drop is None else drop
+    if drop is not None:
+        y = y * 2
+    return self.relu(y)
+
+
+@not_followed
 def norm_used_between(self, x):
     y = self.bn(self.conv(x))
     shortcut = self.again(x)

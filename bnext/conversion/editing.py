@@ -131,7 +131,10 @@ class _Editor:
         before: Block = []
         after: Block = []
         value: ast.expr = self._call(chain, self._node(chain.norm.args[0]))
-        if chain.between:
+        argument, statement = chain.norm.args[0], chain.statement
+        alone = isinstance(statement, (ast.Assign, ast.Return)) and statement.value is chain.end
+        simple = chain.first is statement or alone or isinstance(argument, ast.Name)
+        if chain.between or not simple:
             # The norm's input is the one of its own time; so is its call where nothing is added.
             name = _VALUE if chain.add is None and not chain.is_tail else _INPUT
             kept: Any = value if name is _VALUE else self._node(chain.norm.args[0])
@@ -171,7 +174,8 @@ class _Editor:
             given: list[tuple[str, ast.expr]] = [("norm", norm), ("input", input)]
             if chain.add is not None and chain.residual is not None:
                 residual = "residual", self._node(chain.residual)
-                given.insert(1 if chain.add == "right" and not chain.between else 2, residual)
+                comes_first = chain.add == "right" and chain.first is chain.statement
+                given.insert(1 if comes_first else 2, residual)
                 given.append(("add", ast.Constant(chain.add)))
             if chain.activation is not None:
                 given.append(("activation", copy.deepcopy(chain.activation)))

@@ -314,8 +314,10 @@ class _Search:
 
     def _substituted(self, test: ast.expr, chain: Chain) -> ast.expr:
         """With local names replaced by the attributes that they were just set to."""
-        known = {}
+        known: dict[str, ast.expr] = {}
         for statement in chain.between:
+            for name in assigned([statement]):
+                known.pop(name, None)
             if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
                 value = statement.value
                 is_child = isinstance(self._scope.resolve(value), nn.Module | None)
