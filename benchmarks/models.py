@@ -7,6 +7,7 @@ is the price of batch norm and activation in it.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,13 +20,14 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import track
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 import bnext
 from benchmarks import results
 from benchmarks.environment import CALM, restart_with
 from benchmarks.report import machine_line, table
+from bnext.conversion.calls import module_activation
 from bnext.timing import Clock, Loop, Rounds, interleave, ratio, repeat
 
 CLASSES = 10
@@ -56,19 +58,12 @@ NETWORKS = {
 }
 
 
-class _Bare(nn.Module):
-    """The input, or its sum with the residual."""
-
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        return input if residual is None else input + residual
-
-
 def bare(model: nn.Module) -> nn.Module:
-    """Without its batch norms, and the activations that bnext fuses with them."""
-    model = bnext.convert(model)
+    """Without its batch norms, and the modules of activations that bnext fuses with them."""
+    model = copy.deepcopy(model)
     for name, module in list(model.named_modules()):
-        if bnext.is_batch_norm(module):
-            model.set_submodule(name, _Bare())
+        if bnext.is_batch_norm(module) or module_activation(module) is not None:
+            model.set_submodule(name, nn.Identity())
     return model
 
 

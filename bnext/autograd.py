@@ -146,8 +146,11 @@ _apply = BatchNormFunction.apply
 
 def check_can_be_saved(ctx: Any, *tensors: Tensor | None) -> None:
     """Raises what saving for backward would, but before the running statistics are updated."""
+    if torch.compiler.is_compiling():
+        return  # dynamo has its own word for inference tensors
     for name, tensor in zip(("input", "weight", "bias", "residual"), tensors, strict=True):
-        if tensor is not None and tensor.is_inference() and any(ctx.needs_input_grad):
+        is_inference = isinstance(tensor, Tensor) and tensor.is_inference()
+        if is_inference and any(ctx.needs_input_grad):
             raise RuntimeError(
                 f"{name} must not be an inference tensor where gradients are wanted, since it "
                 "cannot be saved for backward: clone it outside torch.inference_mode"

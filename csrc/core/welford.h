@@ -41,8 +41,6 @@ BNEXT_HD inline void shifted_moments(T pivot, T sum_d, T sum_dd, T one_over_n, T
   mean = pivot + mean_d;
   const T corrected = sum_dd - sum_d * mean_d;
   m2 = Math<T>::where_le_zero(corrected, Math<T>::constant(0), corrected);  // NaN stays NaN
-  // The squares of finite values may be infinite, and inf - inf is NaN: then M2 is infinite.
-  m2 = Math<T>::where_nan(m2, sum_dd + (sum_d - sum_d), m2);
 }
 
 // The statistics of `count` values. Counts are kept in T: exact up to 2^53 in double.
@@ -91,10 +89,7 @@ struct ShiftedSums {
   // + n * offset).
   BNEXT_HD void add_shifted(T offset, T n, T other_sum_d, T other_sum_dd) {
     const T shifted = Math<T>::fmadd(n, offset, other_sum_d);
-    const T moved = Math<T>::fmadd(offset, other_sum_d + shifted, other_sum_dd);
-    // Infinite, and not NaN, where squares of finite values are: see shifted_moments.
-    const T squares = Math<T>::fmadd(offset, offset, other_sum_dd) + (shifted - shifted);
-    sum_dd = sum_dd + Math<T>::where_nan(moved, squares, moved);
+    sum_dd = sum_dd + Math<T>::fmadd(offset, other_sum_d + shifted, other_sum_dd);
     sum_d = sum_d + shifted;
   }
 
