@@ -160,14 +160,14 @@ def sum_in_place(self, x):
 def input_that_changes_what_is_added(self, x):
     x = x * 1
     y = self.bn(self.relu_in_place(x))
-    return self.relu(x.mean((2, 3), keepdim=True) + y)
+    return self.relu(torch.mean(x, (2, 3), keepdim=True) + y)
 
 
 @followed("relu")
 def input_that_changes_another_operand(self, x):
     x = x * 1
     y = self.bn(self.relu_in_place(x))
-    return x.mean((2, 3), keepdim=True) * self.relu(y)
+    return torch.mean(x, (2, 3), keepdim=True) * self.relu(y)
 
 
 @followed("relu", True)
@@ -187,12 +187,12 @@ def operator_add(self, x):
 
 @followed("relu", True)
 def broadcast(self, x):
-    return self.relu(self.bn(self.conv(x)) + x.mean((2, 3), keepdim=True))
+    return self.relu(self.bn(self.conv(x)) + torch.mean(x, (2, 3), keepdim=True))
 
 
 @followed("relu", True)
 def promotion(self, x):
-    return self.relu(self.bn(self.conv(x)) + x.double())
+    return self.relu(x.double() + self.bn(self.conv(x)))
 
 
 @followed(None, True)
@@ -210,7 +210,7 @@ def sum_and_tanh(self, x):
 @followed("relu", True)
 def shortcut_between(self, x):
     y = self.bn(self.conv(x))
-    shortcut = self.narrow(x) if x.dim() == 4 else x
+    shortcut = self.narrow(x) if self.inplace else x
     y = y + shortcut
     y = self.relu(y)
     return y

@@ -153,6 +153,7 @@ def is_watched(module: nn.Module) -> bool:
         or module._backward_pre_hooks
         or module._compiled_call_impl is not None
         or "forward" in module.__dict__
+        or type(module).__call__ is not nn.Module.__call__
         or nn_module._has_any_global_hook()
         or is_fx_symbolic_tracing()  # the graph shall have every module
     )
@@ -198,10 +199,11 @@ def _is_ordinary(value: Any) -> bool:
 
 
 def _fits(residual: Any, input: Tensor) -> bool:
-    """Whether the sum neither broadcasts nor promotes."""
+    """Whether the sum neither broadcasts nor promotes, nor has another layout."""
     return (
         _is_ordinary(residual)
         and residual.shape == input.shape
+        and residual.stride() == input.stride()
         and residual.dtype == input.dtype
         and residual.device == input.device
     )

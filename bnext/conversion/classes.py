@@ -30,7 +30,7 @@ class Edited:
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         reduced: tuple[Any, ...] = super().__reduce_ex__(max(protocol, 2))  # type: ignore[assignment]
         cls: Any = type(self)
-        return (_new, (cls._bnext_recipe, *reduced[1][1:]), *reduced[2:])
+        return (_new, (cls._bnext_recipe, reduced[0], reduced[1][1:]), *reduced[2:])
 
     def __prepare_scriptable__(self) -> Any:
         """What torch.jit.script compiles: the class before, whose source it reads."""
@@ -105,7 +105,8 @@ class Recipe:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        return self.cls, self.kind, tuple((e.name, ast.dump(e.tree)) for e in self.edits)
+        edits = ((getattr(self.cls, e.of), e.name, ast.dump(e.tree)) for e in self.edits)
+        return self.cls, self.kind, tuple(edits)
 
 
 _made: dict[tuple[Any, ...], type[nn.Module]] = {}
@@ -163,9 +164,14 @@ def functions(recipe: Recipe) -> dict[str, Any]:
     return found
 
 
-def _new(recipe: Recipe, *arguments: Any) -> nn.Module:
-    cls = make(recipe)
-    return cls.__new__(cls, *arguments)
+def _new(recipe: Recipe, new: Any, arguments: tuple[Any, ...]) -> nn.Module:
+    module: nn.Module = new(make(recipe), *arguments)  # copyreg's way to make an instance
+    return module
+
+
+def set_class(module: nn.Module, cls: Any) -> None:
+    """Without code of the model's: its ``__setattr__`` may refuse."""
+    object.__setattr__(module, "__class__", cls)
 
 
 def become(module: nn.Module, recipe: Recipe) -> None:
@@ -176,7 +182,7 @@ def become(module: nn.Module, recipe: Recipe) -> None:
             setattr(type(module), name, function)
         type(module)._bnext_recipe = recipe  # type: ignore[attr-defined]
     else:
-        module.__class__ = make(recipe)
+        set_class(module, make(recipe))
 
 
 def restore(module: nn.Module) -> None:
@@ -184,7 +190,7 @@ def restore(module: nn.Module) -> None:
     if not isinstance(module, fx.GraphModule):
         cls = original_class(module)
         if cls is not type(module):
-            module.__class__ = cls
+            set_class(module, cls)
     elif "_bnext_recipe" in vars(type(module)):
         for name in {"_bnext_recipe", "_bnext_tail"} & set(vars(type(module))):
             delattr(type(module), name)

@@ -17,11 +17,13 @@ from bnext.conversion.convert import convert, revert
 from bnext.conversion.norms import is_alone, is_timm_norm
 from bnext.conversion.plan import is_sequential
 from bnext.conversion.scope import Scope
-from bnext.conversion.syntax import statement_before
+from bnext.conversion.syntax import TRY, has, statement_before
 from bnext.conversion.uses import Uses
 from bnext.reference import ACTIVATIONS
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_RANK = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
+_DIMS = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -83,6 +85,10 @@ def _pairs(container: nn.Module, uses: Uses) -> Iterator[tuple[nn.Module, nn.Mod
         )
     functions = uses.scopes.get(container, {})
     for scope in functions.values():
+        if scope.source.function is not scope.source.inner or has(
+            scope.source.tree, (*TRY, ast.Match, ast.Lambda, ast.NamedExpr)
+        ):
+            continue
         for node in scope.reachable():
             if isinstance(node, ast.Call) and _is_norm(scope.resolve(node.func)):
                 layer = _source_of(functions, scope, node)
@@ -116,8 +122,9 @@ def _maker(functions: dict[str, Scope], scope: Scope, value: ast.expr | None) ->
         mentions = [n for n in nodes if isinstance(n, ast.Name) and n.id == value.id]
         sets = [n for n in mentions if not isinstance(n.ctx, ast.Load)]
         statement = scope.parents[sets[0]] if sets else None
-        if len(mentions) == 2 and len(sets) == 1 and isinstance(statement, ast.Assign):
-            return _maker(functions, scope, statement.value)
+        if len(mentions) == 2 and isinstance(statement, ast.Assign) and statement.targets == sets:
+            is_argument = value.id in scope.arguments
+            return None if is_argument else _maker(functions, scope, statement.value)
     if not isinstance(value, ast.Call):
         return None
     module = scope.resolve(value.func)
@@ -125,6 +132,8 @@ def _maker(functions: dict[str, Scope], scope: Scope, value: ast.expr | None) ->
         return module if len(value.args) == 1 else None
     method = functions.get(getattr(value.func, "attr", ""))
     if method is None or method is scope or not is_own_method(scope, value.func):
+        return None
+    if method.source.function is not method.source.inner or len(value.args) != 1:
         return None
     everywhere = [n for s in functions.values() for n in s.reachable()]
     calls = [n for n in everywhere if getattr(n, "attr", "") == value.func.attr]  # type: ignore[attr-defined]
@@ -145,8 +154,11 @@ def _is_norm(module: Any) -> bool:
 def _fits(layer: Any, norm: Any) -> bool:
     if norm.running_mean is None or norm.running_var is None:
         return False
+    dims = getattr(norm, "_dims", None) or _DIMS.get(type(norm))
     if type(layer) is nn.Linear:
-        return bool(layer.out_features == norm.num_features)
+        return (dims is None or 2 in dims) and bool(layer.out_features == norm.num_features)
+    if type(layer) in _RANK and dims is not None and _RANK[type(layer)] not in dims:
+        return False  # the norm would refuse
     if type(layer) in _TRANSPOSED and layer.groups > 1:
         return False  # fuse_conv_bn_eval takes the weight's second dimension for all channels
     return type(layer) in (*_CONVS, *_TRANSPOSED) and layer.out_channels == norm.num_features

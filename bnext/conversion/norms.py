@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from bnext import modules
 from bnext.conversion.calls import module_activation
-from bnext.conversion.classes import Recipe, become
+from bnext.conversion.classes import Recipe, become, set_class
 from bnext.conversion.scope import original_class
 from bnext.statistics import DEFAULT_GROUP, flush
 
@@ -74,7 +74,7 @@ def to_bnext(module: nn.Module, ghost_batch_size: int | None) -> None:
     else:
         plain = _PLAIN.get(before, before)
         vars(module).setdefault(_ORIGINAL, plain)
-        module.__class__ = _SWAPPED[plain]
+        set_class(module, _SWAPPED[plain])
         if is_new and plain is nn.SyncBatchNorm and layer.process_group is None:
             layer.process_group = DEFAULT_GROUP
     if ghost_batch_size is not None or is_new:
@@ -104,7 +104,7 @@ def to_plain(module: nn.Module) -> None:
     flush(layer)
     layer.unfreeze()
     group = layer.process_group
-    module.__class__ = _parametrized(module, before)
+    set_class(module, _parametrized(module, before))
     module._buffers.pop("nonfinite_batches", None)
     module._non_persistent_buffers_set.discard("nonfinite_batches")
     for name in _OF_BNEXT:

@@ -73,6 +73,7 @@ class FusionPlan:
         self._names: dict[nn.Module, str] = {}
         self._sightings: dict[nn.Module, list[_Sighting]] = defaultdict(list)
         self._forwards: dict[nn.Module, _Forward] = {}
+        self._typed: set[nn.Module] = set()  # whose class their container may ask for
         self._tails: set[nn.Module] = set()  # what follows them is handed on to them
         self._fusing: set[nn.Module] = set()  # nn.Sequential with pairs
         for name, module in model.named_modules():
@@ -180,6 +181,8 @@ class FusionPlan:
         forward = _Forward()
         for name, scope in scopes(container, cls).items():
             for node in ast.walk(scope.source.tree):
+                if isinstance(node, ast.Name) and node.id == "type":
+                    self._typed.update(container.children())
                 if isinstance(node, ast.Call):
                     forward.called.update(as_modules(scope.resolve(node.func)))
             found = find(scope, self.norms_of)
@@ -212,6 +215,8 @@ class FusionPlan:
     def _edit(self, container: nn.Module) -> None:
         cls = original_class(container)
         try:
+            if container in self._typed:
+                raise NotUnderstood("its container's container asks for a class")
             if is_sequential(container):
                 if container in self._tails | self._fusing:
                     self.recipes[container] = checked(Recipe(cls, "sequential"))
@@ -235,6 +240,8 @@ class FusionPlan:
     def _decide(self, norm: nn.Module) -> Entry:
         name = self._names[norm]
         reason = reason_to_leave(norm)
+        if norm in self._typed:
+            reason = "its container asks for a class"
         if reason is not None:
             return Entry(name, "left", reason=reason)
         self.norms.append(norm)

@@ -34,14 +34,6 @@ _LEAVES = (
     nn.GroupNorm, nn.Flatten, nn.Upsample, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d,
     nn.ZeroPad2d, nn.PixelShuffle, nn.PReLU,
 )  # fmt: skip
-_METHODS = frozenset(
-    (
-        "size", "dim", "numel", "view", "reshape", "flatten", "permute", "transpose", "contiguous",
-        "mean", "sum", "amax", "amin", "float", "double", "half", "bfloat16", "to", "type_as",
-        "unsqueeze", "squeeze", "expand", "expand_as", "chunk", "split", "clone", "detach",
-        "sigmoid", "tanh", "softmax",
-    )
-)  # fmt: skip
 _PLAIN_BUILTINS = (len, int, float, bool, min, max, abs, tuple, list, range, isinstance)
 
 
@@ -66,7 +58,8 @@ class Scope:
             self._check(node)
             for child in ast.iter_child_nodes(node):
                 self.parents[child] = node
-        self.assigned = {a.arg for a in inspect_arguments(source.tree.args)}
+        self.arguments = {a.arg for a in inspect_arguments(source.tree.args)}
+        self.assigned = set(self.arguments)
         for node in ast.walk(source.tree):
             if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
                 self.assigned.add(node.id)
@@ -113,9 +106,10 @@ class Scope:
     def _iterated(self, node: ast.expr) -> Any:
         """What a ``for`` gets of an expression: modules, for each target of a zip or enumerate."""
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
-            if node.func.id == "zip" and "zip" not in self.assigned:
+            function = self.resolve(node.func)
+            if function is zip:
                 return [self._iterated(argument) for argument in node.args]
-            if node.func.id == "enumerate" and len(node.args) == 1:
+            if function is enumerate and len(node.args) == 1:
                 return [None, self._iterated(node.args[0])]
             return None
         modules = self.resolve(node)
@@ -131,8 +125,7 @@ class Scope:
                 if isinstance(n, ast.Name) and n.id == target.id
                 if not isinstance(n.ctx, ast.Load)
             ]
-            arguments = {a.arg for a in inspect_arguments(self.source.tree.args)}
-            if sets == [target] and target.id not in arguments and found:
+            if sets == [target] and target.id not in self.arguments and found:
                 self.loops[target.id] = found
         elif isinstance(found, list) and isinstance(target, ast.Tuple):
             for one, part in zip(target.elts, found, strict=False):
@@ -281,10 +274,7 @@ class Scope:
             return all(map(is_harmless_module, as_modules(function)))
         if any(k.arg in ("out", "inplace", None) for k in node.keywords):
             return False
-        if function is UNKNOWN:
-            is_method = isinstance(node.func, ast.Attribute) and node.func.attr in _METHODS
-            return is_method and self.is_harmless(node.func.value)  # type: ignore[attr-defined]
-        return is_harmless_function(function)
+        return function is not UNKNOWN and is_harmless_function(function, len(node.args))
 
 
 _ABSENT: Any = object()
@@ -348,7 +338,7 @@ def _item(owner: Any, key: Any) -> Any:
     return UNKNOWN
 
 
-def is_harmless_function(function: Any) -> bool:
+def is_harmless_function(function: Any, positional: int) -> bool:
     """Functions of torch that make new tensors or views, and plain Python ones."""
     if any(function is f for f in _PLAIN_BUILTINS):
         return True
@@ -356,6 +346,8 @@ def is_harmless_function(function: Any) -> bool:
     if name.endswith("_") or "dropout" in name or "rand" in name:
         return False
     public = getattr(F, name, None) is function
+    if public and positional > 1 and "inplace" in inspect.signature(function).parameters:
+        return False
     return public or getattr(torch._C._VariableFunctions, name, None) is function
 
 

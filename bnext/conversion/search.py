@@ -19,6 +19,7 @@ from torch import nn
 
 from bnext.conversion import calls
 from bnext.conversion.chains import Chain, Found
+from bnext.conversion.order import Order
 from bnext.conversion.scope import UNKNOWN, Scope, Several, as_modules, is_getattr
 from bnext.conversion.syntax import (
     TRY,
@@ -65,6 +66,7 @@ def _is_nested(scope: Scope, node: ast.AST) -> bool:
 class _Search:
     def __init__(self, scope: Scope, call: ast.Call, modules: tuple[nn.Module, ...]) -> None:
         self._scope, self._call, self._modules = scope, call, modules
+        self._order = Order(scope, as_modules(scope.resolve(call.func)), modules)
         self._ways: list[Chain] = []
         self._reason = ""
 
@@ -165,8 +167,7 @@ class _Search:
         if isinstance(self._scope.resolve(other), (int, float)):
             raise _Stop("a number is added to its output")
         before = how == "right" and chain.first is chain.statement and not chain.between
-        harmless = self._scope.is_harmless(other) and not self._uses_norm(other)
-        if not before and not harmless:
+        if not before and not self._order.may_come_first(other):
             raise _Stop("what is added is computed by code that might change the norm's input")
         return replace(chain, add=how, residual=other, end=end)
 
@@ -215,7 +216,6 @@ class _Search:
 
     def _forward(self, chain: Chain, block: Block, name: str) -> None:
         """Follows a variable through the statements after the one that set it."""
-        scope = self._scope
         for at, statement in enumerate(block):
             later = block[at + 1 :]
             chain = self._moved(chain, statement)
@@ -224,8 +224,7 @@ class _Search:
                 self._branches(chain, statement, later, name)
                 return
             if not found:
-                harmless = scope.is_harmless(statement) and not has(statement, ast.Return)
-                harmless = harmless and not self._uses_norm(statement)
+                harmless = self._order.may_come_first(statement) and not has(statement, ast.Return)
                 residual = names_in(chain.residual or statement)
                 if chain.add is not None and residual & assigned([statement]):
                     harmless = False
@@ -249,32 +248,16 @@ class _Search:
                 return
             if not loads:
                 raise _Stop("nothing uses it")
-            if len(loads) > 1 or isinstance(statement, (ast.For, ast.While, ast.With, ast.Try)):
-                raise _Stop("its output is used more than once")
+            if len(loads) > 1 or not self._order.is_unconditional(loads[0], statement):
+                raise _Stop("its output is used more than once, or not always")
             chain = replace(chain, statement=statement, rest=self._rest(chain, later))
             if not self._ends_here(statement, name) and not self._is_dead(name, chain, later):
                 raise _Stop("its output is used more than once")
-            if not self._is_first(loads[0], statement):
+            if not self._order.is_first(loads[0], statement):
                 raise _Stop("what runs between it and the activation might change something")
             self._outward(chain, loads[0], later, name)
             return
         raise _Stop("its block of code ends before an activation")
-
-    def _uses_norm(self, node: ast.AST) -> bool:
-        """Whether it calls the chain's norm or looks at it, which would come in another order."""
-        for part in ast.walk(node):
-            found = self._scope.resolve(part) if isinstance(part, ast.expr) else None
-            modules = as_modules(found)
-            if not modules or found is self._scope.module:
-                continue
-            parent = self._scope.parents[part]
-            goes_on = isinstance(parent, (ast.Attribute, ast.Subscript)) and isinstance(
-                self._scope.resolve(parent), nn.Module
-            )
-            inside = {m for module in modules for m in ([module] if goes_on else module.modules())}
-            if any(norm in inside for norm in self._modules):
-                return True
-        return False
 
     def _moved(self, chain: Chain, statement: ast.stmt) -> Chain:
         """With the last of the statements of the first's own block that the chain takes."""
@@ -356,23 +339,6 @@ class _Search:
             and (n.lineno, n.col_offset) >= end
             for n in ast.walk(self._scope.source.tree)
         )
-
-    def _is_first(self, node: ast.expr, statement: ast.stmt) -> bool:
-        """Whether all else that the statement evaluates before the node's operation is harmless."""
-        inner: ast.AST = node
-        while inner is not statement:
-            outer = self._scope.parents[inner]
-            for child in ast.iter_child_nodes(outer):
-                if child is inner:
-                    break
-                if not isinstance(child, ast.expr):
-                    continue
-                if isinstance(outer, (ast.Assign, ast.AnnAssign)):
-                    continue  # its targets
-                if not self._scope.is_harmless(child):
-                    return False
-            inner = outer
-        return True
 
     def _ancestors(self, node: ast.AST) -> Iterator[ast.AST]:
         while node in self._scope.parents:

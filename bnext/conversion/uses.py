@@ -60,6 +60,8 @@ class Uses:
         self.seen.update(m for m in module.modules() if m is not module)
 
     def _visit(self, scope: Scope, node: ast.AST) -> None:
+        if is_getattr(node) and isinstance(scope.resolve(node), nn.Module):  # type: ignore[arg-type]
+            raise NotUnderstood("its forward asks for a module by getattr")
         if isinstance(node, ast.Name) and node.id == "super":
             raise NotUnderstood("its forward is partly its base class's")
         if not isinstance(node, (ast.Name, ast.Attribute, ast.Subscript)):
