@@ -289,9 +289,54 @@ class HalfNone(_Odd):
         return self.relu(y)
 
 
+class OwnCall(_Odd):
+    """With a module that does more when it is called than its forward."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn = nn.BatchNorm1d(4)
+
+        def __call__(self, x):
+            return super().__call__(x) * 2
+
+        def forward(self, x):
+            return self.bn(x)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = OwnCall.Twice()
+
+    def forward(self, x):
+        return self.relu(self.bn(F.relu(self.inner(x) + x)))
+
+
+class TailInPlace(_Odd):
+    """What is added reads what the module that ends in the norm has changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 4), nn.BatchNorm1d(4))
+
+    def forward(self, x):
+        x = self.relu(self.bn(x)) - 1
+        return F.relu(self.inner(x) + self.fc(x))
+
+
+class AsksForClass(_Odd):
+    def __init__(self) -> None:
+        super().__init__()
+        self.child, self.other = nn.BatchNorm1d(4), Decorated()
+
+    def forward(self, x):
+        x = self.other(x)
+        return self.child(x) * (2 if type(self.child) is nn.BatchNorm1d else 3)
+
+
 ODD = [
     Autocast, GradMode, Decorated, WithoutGrad, Appends, Aliased, CountsByAlias, AssignsData,
     Dictionary, Raises, Super, KeywordOnly, Walrus, Loops, Registers, HalfNone,
+    OwnCall, TailInPlace, AsksForClass,
 ]  # fmt: skip
 
 

@@ -28,6 +28,9 @@ class Block(nn.Module):
         self.inplace, self.nothing, self.scale = True, None, 2.0
         self.relu_in_place = nn.ReLU(inplace=True)
 
+    def expand(self, x: Tensor) -> Tensor:
+        return x * self.bn.num_batches_tracked
+
     def twice(self, x: Tensor) -> Tensor:
         return x * 2
 

@@ -97,6 +97,7 @@ WITHOUT_GRAD = [
     "input_changed_by_what_is_added",
     "input_changed_by_a_module",
     "statistics_read_between",
+    "in_place_by_position",
 ]
 
 
@@ -176,3 +177,45 @@ def output_caught(self, x):
     except RuntimeError:
         pass
     return y
+
+
+@not_followed
+def conditional_expression(self, x):
+    y = self.bn(self.conv(x))
+    return self.relu(y) if not self.inplace else x
+
+
+@not_followed
+def short_circuit(self, x):
+    y = self.bn(self.conv(x))
+    return x if self.inplace or self.relu(y).sum() > 0 else -x
+
+
+@not_followed
+def in_a_match(self, x):
+    y = self.bn(self.conv(x))
+    match self.inplace:
+        case False:
+            return self.relu(y)
+    return x
+
+
+@not_followed
+def in_place_by_position(self, x):
+    x = x * 1
+    y = self.bn(x)
+    z = F.relu(x, True)
+    return self.relu(y + z)
+
+
+@not_followed
+def method_named_as_a_tensors(self, x):
+    y = self.bn(self.conv(x))
+    return self.relu(y + self.expand(x))
+
+
+@not_followed
+def alias_of_a_buffer(self, x):
+    mean = self.bn.running_mean
+    y = self.bn(self.conv(x))
+    return self.relu(y + torch.sum(mean * 2))
