@@ -243,7 +243,9 @@ def batch_norm(
     ``rest``: the op's other arguments, in its order.
     """
     # For every tool, and without buffers that the op might write to. Training keeps the op.
-    if torch.compiler.is_exporting() and (not rest[3] or torch.onnx.is_in_onnx_export()):
+    # (In torch 2.11 dynamo takes a compilation for an export too.)
+    exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+    if exporting and (not rest[3] or torch.onnx.is_in_onnx_export()):
         return _standard_ops(input, weight, bias, residual, rest)
     if torch.compiler.is_compiling():  # the graph shall hold the op, not what the Function does
         return ops.batch_norm(input, weight, bias, *rest[:3], residual, *rest[3:])[0]
