@@ -21,7 +21,7 @@ _SWAPPED: dict[type[nn.Module], type[nn.Module]] = {
     nn.SyncBatchNorm: modules.SyncBatchNorm,
 }
 _PLAIN = {new: plain for plain, new in _SWAPPED.items()}
-_OF_BNEXT = ("ghost_batch_size", "activation", "process_group", "skip_nonfinite", "_accumulation")
+_OF_BNEXT = ("ghost_batch_size", "process_group", "skip_nonfinite", "_accumulation")
 _ORIGINAL = "_bnext_original"  # the class of before, in the __dict__ of a converted norm
 
 
