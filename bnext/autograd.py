@@ -242,10 +242,9 @@ def batch_norm(
 
     ``rest``: the op's other arguments, in its order.
     """
-    # For every tool, and without buffers that the op might write to. Training keeps the op.
-    # (In torch 2.11 dynamo takes a compilation for an export too.)
+    # In torch 2.11 dynamo takes a compilation for an export too.
     exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
-    if exporting and (not rest[3] or torch.onnx.is_in_onnx_export()):
+    if exporting and _torch_has_it(input, weight, bias, rest):
         return _standard_ops(input, weight, bias, residual, rest)
     if torch.compiler.is_compiling():  # the graph shall hold the op, not what the Function does
         return ops.batch_norm(input, weight, bias, *rest[:3], residual, *rest[3:])[0]
@@ -265,6 +264,19 @@ def batch_norm(
     return ops.batch_norm_below_autograd(input, weight, bias, *rest[:3], residual, *rest[3:])[0]
 
 
+def _torch_has_it(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, rest: tuple[Any, ...]
+) -> bool:
+    """Whether operators of torch alone do the same: then an exported program is for every tool, as
+    ONNX and those that move a program exported in training to eval."""
+    running_mean, running_var, _, training, momentum, _, _, ghost_batch_size = rest
+    if not training or torch.onnx.is_in_onnx_export():
+        return True
+    given = [t.dtype for t in (weight, bias, running_mean, running_var) if t is not None]
+    one_dtype = given in ([input.dtype] * len(given), [torch.float32] * len(given))
+    return ghost_batch_size is None and momentum is not None and one_dtype
+
+
 def _standard_ops(
     input: Tensor,
     weight: Tensor | None,
@@ -272,14 +284,19 @@ def _standard_ops(
     residual: Tensor | None,
     rest: tuple[Any, ...],
 ) -> Tensor:
-    """Eval in operators of torch alone; by the statistics of the batch if there are no others."""
-    running_mean, running_var, _, training, _, eps, activation, _ = rest
+    """In operators of torch alone."""
+    running_mean, running_var, counter, training, momentum, eps, activation, _ = rest
+    if training and not torch.onnx.is_in_onnx_export():
+        if counter is not None:
+            counter.add_(1)
+        z = F.batch_norm(input, running_mean, running_var, weight, bias, True, momentum, eps)
+        return ACTIVATIONS[activation](z if residual is None else z + residual)
     if input.dtype in (torch.float16, torch.bfloat16):  # rounded once, at the end
         tensors = (input, weight, bias, residual, running_mean, running_var)
         wide: Any = [None if t is None else t.float() for t in tensors]
         output = _standard_ops(wide[0], wide[1], wide[2], wide[3], (*wide[4:], *rest[2:]))
         return output.to(input.dtype)
-    if training:
+    if training:  # ONNX has no such operator
         dims = [0, *range(2, input.dim())]
         var, mean = torch.var_mean(input, dims, correction=0, keepdim=True)
         z = (input - mean) * torch.rsqrt(var + eps)

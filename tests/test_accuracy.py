@@ -178,6 +178,67 @@ def test_tiny_spread_on_a_large_offset(device: str) -> None:
         assert largest_error(output, want.output) <= OUTPUT_TOLERANCE
 
 
+FAR = 1e12  # steps of float64 are 1.2e-4 here
+# The worst case of docs/math.md, section 5, for doubles: 3 (h + 1) u (1 + n / k) with h = 32.
+DOUBLE_TOLERANCE = 3 * 33 * 9 * torch.finfo(torch.float64).eps / 2
+
+
+@pytest.mark.parametrize("ghosts", [1, 3], ids="{}_ghosts".format)
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [
+        (s, x)
+        for s in ((16, 4, 56, 56), (2, 8, 8, 14, 14), (9, 5, 3, 3), *SHAPES[3:])
+        for x in (*layouts(s), "sliced")
+    ],
+    ids=str,
+)
+def test_doubles_far_from_zero(
+    shape: tuple[int, ...], layout: str, ghosts: int, set_threads, device: str
+) -> None:
+    """A mean rounded to a double would leave four digits of the variance: NIST's NumAcc4, further
+    out. The differences from FAR are exact, so the truth is that of x - FAR."""
+    values = torch.where(noise(shape) > 0, 0.2, 0.4).double()
+    if ghosts > 1:  # a ghost close to zero has digits that one far from it has not
+        ghost_size = -(-shape[0] // ghosts)
+        values[:ghost_size] -= FAR
+    x = values + FAR
+    pieces = x.tensor_split(ghosts)
+    near = [truth(piece - (FAR if piece.mean() > FAR / 2 else 0)) for piece in pieces]
+    batch = truth(x - FAR) if ghosts == 1 else truth(x)
+    channels = shape[1]
+    for threads in (1, 2):
+        set_threads(threads)
+        mean, var = torch.zeros(2, channels, dtype=torch.float64, device=device).unbind()
+        output = bnext.batch_norm(
+            lay_out(x, layout).to(device), mean, var, training=True, momentum=1.0, eps=EPS,
+            ghost_batch_size=ghost_size if ghosts > 1 else None,
+        )  # fmt: skip
+        for piece, want in zip(output.cpu().tensor_split(ghosts), near, strict=True):
+            error = (channels_first(piece) - want.output).abs()
+            assert (error <= DOUBLE_TOLERANCE * want.output.abs().clamp_min(1)).all()
+        assert relative_error(var.cpu(), batch.unbiased_var) <= DOUBLE_TOLERANCE
+        far_mean = batch.mean + (FAR if ghosts == 1 else 0)
+        assert relative_error(mean.cpu(), far_mean) <= 4 * torch.finfo(torch.float64).eps
+
+
+def test_doubles_far_from_zero_have_right_gradients(device: str) -> None:
+    """Backward gets the low part of the mean as well: without it, the mean is off by up to 6e-5,
+    and so are gradients of size 1."""
+    shape = (64, 5, 7, 7)
+    near = Case(shape, dtype=torch.float64, param_dtype=torch.float64).input()
+    near = (near * 4096).round() / 4096  # the same steps as FAR has, or coarser
+    weight = torch.linspace(0.5, 1.5, 5, dtype=torch.float64, device=device)
+    grad_output = noise(shape).double().to(device)
+    for layout in layouts(shape):
+        found, expected = (
+            gradients(lay_out(x, layout).to(device), weight, grad_output, bnext.batch_norm)
+            for x in (near + FAR, near)
+        )
+        for name, a, b in zip(("input", "weight", "bias"), found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12, msg=name)
+
+
 @pytest.mark.parametrize("value", [0.0, 0.1, -3.3, 1e4 + 0.1, 1e6 + 0.3])
 @pytest.mark.parametrize("shape", [(1000, 3), (7, 5, 13, 11)], ids=str)
 def test_constant_input_has_variance_zero(

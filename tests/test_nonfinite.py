@@ -206,3 +206,24 @@ def test_values_near_the_largest_float16_do_not_overflow(layout: str, device: st
     want = x.double().transpose(0, 1).reshape(13, -1).var(1)
     torch.testing.assert_close(running_var.double(), want, rtol=1e-6, atol=0)
     assert y.isfinite().all()
+
+
+@by_layout
+@by_shape
+@pytest.mark.parametrize("size", [1e155, 1e200, 1e300])
+def test_squares_that_overflow_leave_outputs_finite(
+    layout: str, shape: tuple[int, ...], size: float, device: str
+) -> None:
+    """The variance is infinite and its inverse 0, as in torch; the mean is what it is."""
+    case = Case(shape, layout if len(shape) > 2 else "contiguous", dtype=torch.float64, mean=0.1)
+    x = case.input(device) * size
+    x[0, 0], x[-1, 0] = size, -size
+    for ghost_batch_size in (None, 2):
+        mean, var = torch.zeros(2, 13, dtype=torch.float64, device=device).unbind()
+        y = bnext.batch_norm(
+            x, mean, var, training=True, momentum=1.0, ghost_batch_size=ghost_batch_size
+        )
+        # Two values of a ghost at 1e155 may be so close that their squares do not overflow.
+        assert y.isfinite().all() if ghost_batch_size else (y == 0).all()
+        assert (var == math.inf).all()
+        torch.testing.assert_close(mean / size, x.transpose(0, 1).flatten(1).mean(1) / size)

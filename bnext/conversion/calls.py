@@ -155,7 +155,9 @@ def is_watched(module: nn.Module) -> bool:
         or "forward" in module.__dict__
         or type(module).__call__ is not nn.Module.__call__
         or nn_module._has_any_global_hook()
-        or is_fx_symbolic_tracing()  # the graph shall have every module
+        # The graph shall have every module.
+        or is_fx_symbolic_tracing()
+        or (torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling())
     )
 
 

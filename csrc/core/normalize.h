@@ -24,17 +24,34 @@ BNEXT_HD inline acc_t inverse_std(double variance, double eps) {
   return static_cast<acc_t>(1.0 / std::sqrt(variance + eps));
 }
 
+// Whether the means of a reduction are kept relative to a base, the first value of the channel in
+// the ghost. A double near 1e12 has four digits after the point, which the differences of two means
+// would lose; the means of all other types are doubles, which have digits to spare.
+template <typename scalar_t>
+constexpr bool kHasBase = std::is_same_v<scalar_t, double>;
+
+// base + mean as hi + lo; the base counts for doubles only.
 template <typename acc_t>
-BNEXT_HD inline void split_mean(double exact, acc_t& mean, acc_t& mean_lo) {
-  mean = static_cast<acc_t>(exact);
-  const auto rest = static_cast<acc_t>(exact - static_cast<double>(mean));
-  mean_lo = Math<acc_t>::where_nan(rest, acc_t(0), rest);  // inf - inf
+BNEXT_HD inline void split_mean(double base, double mean, acc_t& high, acc_t& low) {
+  acc_t rest;
+  if constexpr (kHasBase<acc_t>) {
+    // The error of a sum is a double: D. E. Knuth, The Art of Computer Programming 2, 4.2.2,
+    // theorem B.
+    high = base + mean;
+    const double added = high - base;
+    rest = (base - (high - added)) + (mean - added);
+  } else {
+    high = static_cast<acc_t>(mean);
+    rest = static_cast<acc_t>(mean - static_cast<double>(high));
+  }
+  low = Math<acc_t>::where_nan(rest, acc_t(0), rest);  // inf - inf
 }
 
 template <typename acc_t>
-BNEXT_HD inline ChannelStats<acc_t> channel_stats(const Welford<double>& welford, double eps) {
+BNEXT_HD inline ChannelStats<acc_t> channel_stats(
+    const Welford<double>& welford, double eps, double base = 0) {
   ChannelStats<acc_t> stats;
-  split_mean(welford.mean, stats.mean, stats.mean_lo);
+  split_mean(base, welford.mean, stats.mean, stats.mean_lo);
   stats.invstd = inverse_std<acc_t>(welford.biased_variance(), eps);
   return stats;
 }

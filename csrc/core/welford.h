@@ -5,6 +5,7 @@
 // eq. (1.5). docs/math.md derives the error bounds.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "host_device.h"
@@ -43,6 +44,13 @@ BNEXT_HD inline void shifted_moments(T pivot, T sum_d, T sum_dd, T one_over_n, T
   m2 = Math<T>::where_le_zero(corrected, Math<T>::constant(0), corrected);  // NaN stays NaN
 }
 
+// Squares that overflow make M2 infinite, or NaN after the next merge (inf - inf). The mean tells
+// this from an infinity or NaN in the input: it is finite. M2 is then infinite, as torch's.
+template <typename T>
+BNEXT_HD inline T overflowed_m2(T mean, T m2) {
+  return Math<T>::where_nan(m2, Math<T>::constant(INFINITY) + (mean - mean), m2);
+}
+
 // The statistics of `count` values. Counts are kept in T: exact up to 2^53 in double.
 template <typename T>
 struct Welford {
@@ -72,8 +80,8 @@ struct Welford {
     count = total;
   }
 
-  BNEXT_HD T biased_variance() const { return m2 / count; }
-  BNEXT_HD T unbiased_variance() const { return m2 / (count - 1); }
+  BNEXT_HD T biased_variance() const { return overflowed_m2(mean, m2) / count; }
+  BNEXT_HD T unbiased_variance() const { return overflowed_m2(mean, m2) / (count - 1); }
 };
 
 // Sums of d = x - pivot and of d * d. Accumulators that share a pivot merge by addition, without a

@@ -1,9 +1,9 @@
 // Forward on the CPU: the fused op, and reduce and apply on their own.
 #include <algorithm>
-#include <memory>
 #include <vector>
 
 #include "../ops.h"
+#include "reduce_cpu.h"
 #include "running_stats_cpu.h"
 #include "steps.h"
 #include "tensors.h"
@@ -26,114 +26,25 @@ struct SavedStats {
   }
 };
 
-// Moments in double of `rows` sets of the same channels, which have one count per row.
-class MomentRows {
- public:
-  MomentRows(std::int64_t rows, std::int64_t n_channel)
-      : n_channel_(n_channel), values_(new double[2 * rows * n_channel]) {}
-
-  double* mean(std::int64_t row) const { return values_.get() + 2 * row * n_channel_; }
-  double* m2(std::int64_t row) const { return mean(row) + n_channel_; }
-
-  // Merges a row of `other`, of `count` values, into one of this, of `before` values: one division
-  // for all the channels.
-  void merge(
-      Range channels,
-      std::int64_t row,
-      double before,
-      const MomentRows& other,
-      std::int64_t other_row,
-      double count) const {
-    const std::int64_t first = channels.begin;
-    const double* const from_mean = other.mean(other_row) + first;
-    const double* const from_m2 = other.m2(other_row) + first;
-    if (before == 0) {
-      std::copy_n(from_mean, channels.size(), mean(row) + first);
-      std::copy_n(from_m2, channels.size(), m2(row) + first);
-      return;
-    }
-    const double b_over_n = count / (before + count);
-    kernel_table().float64.merge(
-        {mean(row) + first, m2(row) + first, from_mean, from_m2, b_over_n, before * b_over_n},
-        channels.size());
-  }
-
- private:
-  std::int64_t n_channel_;
-  std::unique_ptr<double[]> values_;
-};
-
-template <typename scalar_t>
-class Reduce {
- public:
-  using Scratch = MomentRows;  // a row per partial result
-
-  Reduce(const Schedule& schedule, const at::Tensor& input)
-      : schedule_(schedule),
-        input_(input.const_data_ptr<scalar_t>()),
-        groups_(schedule.num_groups(), schedule.n_channel()) {}
-
-  Scratch make_partials() const { return Scratch(schedule_.num_partials(), schedule_.n_channel()); }
-
-  void reduce(const Piece& piece, Scratch& partials) const {
-    double* const mean = partials.mean(piece.partial) + piece.channel;
-    double* const m2 = partials.m2(piece.partial) + piece.channel;
-    kernel_table().of<scalar_t>().reduce({input_ + piece.offset, mean, m2}, piece.slab);
-  }
-
-  // Merges the partials into the first.
-  void fold(std::int64_t ghost, std::int64_t group, Range channels, Scratch& partials) const {
-    double before = schedule_.partial_count(ghost, 0);
-    for (std::int64_t p = 1; p < schedule_.num_partials(); ++p) {
-      const double count = schedule_.partial_count(ghost, p);
-      partials.merge(channels, 0, before, partials, p, count);
-      before += count;
-    }
-    const std::int64_t first = schedule_.first_ghost(group);
-    groups_.merge(
-        channels, group, ghost == first ? 0 : schedule_.count(first, ghost), partials, 0, before);
-  }
-
-  // Those of the whole batch, for the running statistics.
-  std::vector<Welford<double>> batch_moments() const {
-    const Range channels{0, schedule_.n_channel()};
-    double total = schedule_.count(0, schedule_.first_of_next(0));
-    for (std::int64_t group = 1; group < schedule_.num_groups(); ++group) {
-      const double count =
-          schedule_.count(schedule_.first_ghost(group), schedule_.first_of_next(group));
-      groups_.merge(channels, 0, total, groups_, group, count);
-      total += count;
-    }
-    std::vector<Welford<double>> batch(channels.end);
-    for (std::int64_t c = 0; c < channels.end; ++c) {
-      batch[c] = {total, groups_.mean(0)[c], groups_.m2(0)[c]};
-    }
-    return batch;
-  }
-
- private:
-  const Schedule& schedule_;
-  const scalar_t* input_;
-  MomentRows groups_;
-};
-
 // The steps of batch_norm_reduce: moments of every ghost, in double.
 template <typename scalar_t>
 class ReduceSteps {
  public:
-  using Scratch = typename Reduce<scalar_t>::Scratch;
+  using Scratch = Partials;
 
   ReduceSteps(const Schedule& schedule, const at::Tensor& input, double* mean, double* m2)
       : reduce_(schedule, input), n_channel_(schedule.n_channel()), mean_(mean), m2_(m2) {}
 
   Scratch make_scratch() const { return reduce_.make_partials(); }
-  void prepare(std::int64_t, Scratch&) const {}
+  void prepare(std::int64_t ghost, Scratch& scratch) const { reduce_.prepare(ghost, scratch); }
   void reduce(const Piece& piece, Scratch& scratch) const { reduce_.reduce(piece, scratch); }
-  void fold(std::int64_t ghost, std::int64_t group, Range channels, Scratch& scratch) {
-    reduce_.fold(ghost, group, channels, scratch);
-    const std::int64_t first = ghost * n_channel_ + channels.begin;
-    std::copy_n(scratch.mean(0) + channels.begin, channels.size(), mean_ + first);
-    std::copy_n(scratch.m2(0) + channels.begin, channels.size(), m2_ + first);
+  void fold(std::int64_t ghost, std::int64_t, Range channels, Scratch& scratch) {
+    reduce_.merge(ghost, channels, scratch);
+    for (std::int64_t c = channels.begin; c < channels.end; ++c) {
+      const std::int64_t at = ghost * n_channel_ + c;
+      mean_[at] = scratch.moments.mean(0)[c] + (kHasBase<scalar_t> ? scratch.base[c] : 0.0);
+      m2_[at] = scratch.moments.m2(0)[c];
+    }
   }
   void apply(const Piece&, Scratch&) const {}
 
@@ -150,7 +61,7 @@ class ForwardSteps {
  public:
   using acc_t = AccType<scalar_t>;
   struct Scratch {
-    MomentRows partials;
+    Partials partials;
     std::vector<acc_t> scale;
     std::vector<acc_t> shift;
     const acc_t* mean;
@@ -179,14 +90,16 @@ class ForwardSteps {
   Scratch make_scratch() const {
     const std::int64_t n_channel = schedule_.n_channel();
     return {
-        given_stats_ ? MomentRows(0, 0) : reduce_.make_partials(), std::vector<acc_t>(n_channel),
-        std::vector<acc_t>(n_channel), nullptr};
+        given_stats_ ? Partials{MomentRows(0, 0), {}} : reduce_.make_partials(),
+        std::vector<acc_t>(n_channel), std::vector<acc_t>(n_channel), nullptr};
   }
 
   void prepare(std::int64_t ghost, Scratch& scratch) const {
     scratch.mean = saved_.mean + ghost * schedule_.n_channel();
     if (given_stats_) {
       set_constants(ghost, Range{0, schedule_.n_channel()}, scratch);
+    } else {
+      reduce_.prepare(ghost, scratch.partials);
     }
   }
 
@@ -195,13 +108,16 @@ class ForwardSteps {
   }
 
   void fold(std::int64_t ghost, std::int64_t group, Range channels, Scratch& scratch) {
-    reduce_.fold(ghost, group, channels, scratch.partials);
+    reduce_.merge(ghost, channels, scratch.partials);
     const std::int64_t first = channels.begin;
+    const MomentRows& moments = scratch.partials.moments;
     const SavedStats<acc_t> saved = saved_.at(ghost * schedule_.n_channel() + first);
     kernel_table().of<scalar_t>().statistics(
-        {scratch.partials.mean(0) + first, scratch.partials.m2(0) + first, schedule_.count(ghost),
-         eps_, saved.mean, saved.mean_lo, saved.invstd},
+        {Reduce<scalar_t>::base_at(scratch.partials, first), moments.mean(0) + first,
+         moments.m2(0) + first, schedule_.count(ghost), eps_, saved.mean, saved.mean_lo,
+         saved.invstd},
         channels.size());
+    reduce_.add_to_group(ghost, group, channels, scratch.partials);
     set_constants(ghost, channels, scratch);
   }
 

@@ -51,10 +51,21 @@ T* at_offset(T* pointer, std::int64_t offset) {
 template <typename scalar_t>
 struct ReduceArgs {
   const scalar_t* input;
+  const double* base;  // what the means are relative to; null unless kHasBase
   // Out: of the slab's values of each channel, lines * inner of them.
   double* mean;
   double* m2;
 };
+
+// The distance of a pivot from the base of channel or column i.
+template <typename scalar_t>
+inline double from_base(AccType<scalar_t> pivot, const double* base, std::int64_t i) {
+  if constexpr (kHasBase<scalar_t>) {
+    return pivot - base[i];
+  } else {
+    return pivot;
+  }
+}
 
 template <typename scalar_t>
 struct ApplyArgs {
@@ -131,6 +142,7 @@ struct MergeArgs {
 
 template <typename acc_t>
 struct StatisticsArgs {
+  const double* base;  // null unless kHasBase
   const double* mean;
   const double* m2;
   double count;

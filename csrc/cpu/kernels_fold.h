@@ -22,9 +22,14 @@ inline void merge(const MergeArgs& given, std::int64_t n_channel) {
 // 1 / sqrt(m2 / n + eps).
 template <typename acc_t>
 void inverse_stds(
-    const double* m2, double one_over_n, double eps, acc_t* __restrict invstd, std::int64_t size) {
+    const double* mean,
+    const double* m2,
+    double one_over_n,
+    double eps,
+    acc_t* __restrict invstd,
+    std::int64_t size) {
   for (std::int64_t c = 0; c < size; ++c) {
-    invstd[c] = inverse_std<acc_t>(m2[c] * one_over_n, eps);
+    invstd[c] = inverse_std<acc_t>(overflowed_m2(mean[c], m2[c]) * one_over_n, eps);
   }
 }
 
@@ -34,11 +39,21 @@ void inverse_stds(
 // (1 - h)^(-1/2) = 1 + h / 2 + 3/8 h^2 + 5/16 h^3 ..., of which the next is below 2^-40.
 template <>
 inline void inverse_stds<float>(
-    const double* m2, double one_over_n, double eps, float* __restrict invstd, std::int64_t size) {
+    const double* mean,
+    const double* m2,
+    double one_over_n,
+    double eps,
+    float* __restrict invstd,
+    std::int64_t size) {
   for (std::int64_t c = 0; c < size; c += 8) {
     const auto lanes = static_cast<__mmask8>(size - c >= 8 ? 0xff : (1 << (size - c)) - 1);
-    const __m512d variance =
-        _mm512_mul_pd(_mm512_maskz_loadu_pd(lanes, m2 + c), _mm512_set1_pd(one_over_n));
+    const __m512d centre = _mm512_maskz_loadu_pd(lanes, mean + c);
+    const __m512d squares = _mm512_maskz_loadu_pd(lanes, m2 + c);
+    const __mmask8 nan = _mm512_cmp_pd_mask(squares, squares, _CMP_UNORD_Q);
+    // As overflowed_m2.
+    const __m512d sum = _mm512_mask_add_pd(
+        squares, nan, _mm512_sub_pd(centre, centre), _mm512_set1_pd(INFINITY));
+    const __m512d variance = _mm512_mul_pd(sum, _mm512_set1_pd(one_over_n));
     const __m512d x = _mm512_add_pd(variance, _mm512_set1_pd(eps));
     const __m512d r = _mm512_rsqrt14_pd(x);
     const __m512d h = _mm512_fnmadd_pd(_mm512_mul_pd(x, r), r, _mm512_set1_pd(1));
@@ -59,11 +74,12 @@ void statistics(const StatisticsArgs<AccType<scalar_t>>& given, std::int64_t n_c
   acc_t* __restrict mean_lo = args.save_mean_lo;
   for (std::int64_t c = 0; c < n_channel; ++c) {
     acc_t high, low;
-    split_mean(args.mean[c], high, low);
+    split_mean(kHasBase<scalar_t> ? args.base[c] : 0.0, args.mean[c], high, low);
     mean[c] = high;
     mean_lo[c] = low;
   }
-  inverse_stds<acc_t>(args.m2, 1.0 / args.count, args.eps, args.save_invstd, n_channel);
+  inverse_stds<acc_t>(
+      args.mean, args.m2, 1.0 / args.count, args.eps, args.save_invstd, n_channel);
 }
 
 template <typename scalar_t>

@@ -1,9 +1,10 @@
 // All CPU kernels, compiled once per instruction set by kernels_*.cpp.
 #pragma once
 
+#include "kernels_apply.h"
 #include "kernels_backward.h"
 #include "kernels_fold.h"
-#include "kernels_forward.h"
+#include "kernels_reduce.h"
 
 namespace bnext {
 namespace CPU_CAPABILITY {

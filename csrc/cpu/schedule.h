@@ -96,6 +96,12 @@ class Schedule {
   std::int64_t num_pieces() const { return line_cuts_ * plane_cuts_ * channel_cuts_; }
   std::int64_t num_partials() const { return line_cuts_ * plane_cuts_; }
 
+  // Where a ghost's first element lies in the tensor, and how far apart its channels' first are.
+  std::int64_t first_offset(std::int64_t ghost) const {
+    return samples(ghost).begin * lines_per_sample_ * line_length();
+  }
+  std::int64_t channel_stride() const { return inner_; }
+
   // Values per channel of a ghost.
   double count(std::int64_t ghost) const {
     return static_cast<double>(samples(ghost).size() * layout_.spatial);

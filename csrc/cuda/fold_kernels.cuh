@@ -64,7 +64,7 @@ __global__ void fold_kernel(const __grid_constant__ FoldArgs<scalar_t> args) {
     // An empty batch counts, and leaves the running statistics as they are.
     const Welford<double> batch = merge_sets(sets, channel);
     if (batch.count > 0) {
-      update_running<scalar_t>(args.running, channel, batch);
+      update_running<scalar_t>(args.running, channel, batch, /*base=*/0);
     }
   }
   count_batch(args.running, args.blocks_done, gridDim.x, Shared<scalar_t>{1}.flag());

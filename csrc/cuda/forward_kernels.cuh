@@ -211,7 +211,9 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
   const Shared<scalar_t> shared{At::tile_channels()};
   double* scratch = shared.scratch();
   const int thread = At::thread();
-  Welford<double> welford = visitor.moments.template over_block<kRows, kVec>(piece.count, scratch);
+  const double base = base_of<kRows>(args.input, tiling, work.ghost, work.tile, thread);
+  Welford<double> welford =
+      visitor.moments.template over_block<kRows, kVec>(piece.count, base, scratch);
   const Counters& counters = args.workspace.counters;
   if (tiling.splits() > 1) {
     const TripleSets sets =
@@ -227,7 +229,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
   }
   const StatsOutputs<scalar_t>& outputs = args.outputs;
   if (thread < piece.n_channel) {
-    finish_ghost(outputs, work.ghost * tiling.n_channel + piece.channel + thread, welford);
+    finish_ghost(outputs, work.ghost * tiling.n_channel + piece.channel + thread, welford, base);
   }
   if (outputs.count != nullptr && work.tile == 0 && thread == 0) {
     __stwb(outputs.count + work.ghost, static_cast<std::int64_t>(welford.count));
@@ -235,9 +237,11 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
   if (!outputs.running.given()) {
     return;
   }
+  const double batch_base = base_of<kRows>(args.input, tiling, 0, work.tile, thread);
   if (tiling.num_ghosts > 1) {
     const TripleSets ghosts = args.workspace.ghosts.at(work.tile, piece.channel, 0);
-    store_triples(ghosts, work.ghost, piece, thread, welford);
+    store_triples(
+        ghosts, work.ghost, piece, thread, rebase<scalar_t>(welford, base - batch_base));
     if (!arrive_last(
             counters.ghosts + work.tile, static_cast<unsigned>(tiling.num_ghosts), shared.flag())) {
       return;
@@ -247,7 +251,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
         scratch);
   }
   if (thread < piece.n_channel) {
-    update_running<scalar_t>(outputs.running, piece.channel + thread, welford);
+    update_running<scalar_t>(outputs.running, piece.channel + thread, welford, batch_base);
   }
   count_batch(outputs.running, counters.tiles, tiling.tiles, shared.flag());
 }

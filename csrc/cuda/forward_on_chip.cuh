@@ -40,14 +40,16 @@ __global__ void __launch_bounds__(kThreads, (kMinBlocks<kFusion, kRows, kVec>))
   int round = 0;
   for (int tile = member.team % teams.tile_teams; tile < tiling.tiles; tile += teams.tile_teams) {
     const int first_ghost = member.team / teams.tile_teams;
+    const double batch_base = base_of<kRows>(elements.input, tiling, 0, tile, thread);
     for (int ghost = first_ghost; ghost < tiling.num_ghosts; ghost += teams.ghost_teams) {
       const Piece piece = tiling.piece(kRows, ghost, tile, member.split);
+      const double base = base_of<kRows>(elements.input, tiling, ghost, tile, thread);
       Welford<double> welford;
       {
         ReduceVisitor<scalar_t, kRows, kVec, int, true> visitor(
             elements.input + piece.offset, cache);
         walk<kRows, kVec, int>(tiling, piece, visitor);
-        welford = visitor.moments.template over_block<kRows, kVec>(piece.count, scratch);
+        welford = visitor.moments.template over_block<kRows, kVec>(piece.count, base, scratch);
       }
       if (tiling.splits() > 1) {
         const TripleSets sets = args.workspace.pieces.at(0, 0, member.buffer(tiling, round));
@@ -73,10 +75,10 @@ __global__ void __launch_bounds__(kThreads, (kMinBlocks<kFusion, kRows, kVec>))
           outputs.saved = {};
         }
         const auto stats =
-            finish_ghost(outputs, std::int64_t(ghost) * tiling.n_channel + channel, welford);
+            finish_ghost(outputs, std::int64_t(ghost) * tiling.n_channel + channel, welford, base);
         constants.set(
             thread, constants_of<scalar_t>(stats, elements.weight, elements.bias, channel));
-        seen[thread].add(welford, ghost == first_ghost);
+        seen[thread].add(rebase<scalar_t>(welford, base - batch_base), ghost == first_ghost);
       }
       __syncthreads();
       ApplyVisitor<scalar_t, kRows, kVec, int, kFusion, true> visitor(elements, piece, cache);
@@ -105,7 +107,7 @@ __global__ void __launch_bounds__(kThreads, (kMinBlocks<kFusion, kRows, kVec>))
           scratch);
     }
     if (thread < piece.n_channel) {
-      update_running<scalar_t>(running, piece.channel + thread, welford);
+      update_running<scalar_t>(running, piece.channel + thread, welford, batch_base);
     }
     count_batch(running, counters.tiles, tiling.tiles, shared.flag());
   }

@@ -143,9 +143,10 @@ class ThreadMoments {
   }
 
   // Of the values of the whole block about `pivots`, which this sets: thread t gets those of
-  // channel t of the tile, which are `count` values.
+  // channel t of the tile, which are `count` values. The mean is relative to the thread's `base`.
   template <bool kRows, int kVec>
-  __device__ __forceinline__ Welford<double> over_block(double count, double* scratch) {
+  __device__ __forceinline__ Welford<double> over_block(
+      double count, double base, double* scratch) {
     using At = Position<kRows, kVec>;
     flush();
     double* pivots = scratch;
@@ -176,7 +177,8 @@ class ThreadMoments {
     if (thread >= At::tile_channels()) {
       return {};
     }
-    return ShiftedSums<double>{total.a, total.b}.moments(pivots[thread], count, 1 / count);
+    const double pivot = kHasBase<scalar_t> ? pivots[thread] - base : pivots[thread];
+    return ShiftedSums<double>{total.a, total.b}.moments(pivot, count, 1 / count);
   }
 
  private:
@@ -203,6 +205,29 @@ class ThreadMoments {
   ShiftedSums<double> totals_[kLanes];
   int total_count_ = 0;
 };
+
+// What the means of a ghost are relative to (kHasBase), by the thread of the channel; else 0.
+template <bool kRows, typename scalar_t>
+__device__ __forceinline__ double base_of(
+    const scalar_t* input, const Tiling& tiling, std::int64_t ghost, std::int32_t tile, int thread) {
+  double base = 0;
+  if constexpr (kHasBase<scalar_t>) {
+    const Piece first = tiling.piece(kRows, ghost, tile, 0);
+    if (thread < first.n_channel) {  // a tile of planes is one channel
+      base = finite_pivot(__ldg(input + first.offset + thread));
+    }
+  }
+  return base;
+}
+
+// The same moments relative to a base that is lower by `distance`.
+template <typename scalar_t>
+__device__ __forceinline__ Welford<double> rebase(Welford<double> welford, double distance) {
+  if constexpr (kHasBase<scalar_t>) {
+    welford.mean += distance;
+  }
+  return welford;
+}
 
 // Writes one set: thread t of the tile the moments of channel t.
 __device__ __forceinline__ void store_triples(
@@ -265,15 +290,18 @@ __device__ __forceinline__ Welford<double> merge_triples(
   return ShiftedSums<double>{total.a, total.b}.moments(pivot, count, one_over_count);
 }
 
-// What a ghost's moments become, by the thread of the channel.
+// What a ghost's moments, relative to `base`, become, by the thread of the channel.
 template <typename scalar_t>
 __device__ __forceinline__ ChannelStats<AccType<scalar_t>> finish_ghost(
-    const StatsOutputs<scalar_t>& out, std::int64_t at, const Welford<double>& welford) {
+    const StatsOutputs<scalar_t>& out,
+    std::int64_t at,
+    const Welford<double>& welford,
+    double base) {
   if (out.mean != nullptr) {
-    __stwb(out.mean + at, welford.mean);
+    __stwb(out.mean + at, rebase<scalar_t>(welford, base).mean);
     __stwb(out.m2 + at, welford.m2);
   }
-  const auto stats = channel_stats<AccType<scalar_t>>(welford, out.eps);
+  const auto stats = channel_stats<AccType<scalar_t>>(welford, out.eps, base);
   if (out.saved.mean != nullptr) {
     __stwb(out.saved.mean + at, stats.mean);
     __stwb(out.saved.mean_lo + at, stats.mean_lo);
@@ -282,10 +310,13 @@ __device__ __forceinline__ ChannelStats<AccType<scalar_t>> finish_ghost(
   return stats;
 }
 
-// The update of a channel's running statistics by the whole batch.
+// The update of a channel's running statistics by the whole batch, whose mean is relative to `base`.
 template <typename scalar_t>
 __device__ __forceinline__ void update_running(
-    const RunningStats& running, std::int64_t channel, const Welford<double>& welford) {
+    const RunningStats& running,
+    std::int64_t channel,
+    const Welford<double>& welford,
+    double base) {
   if (running.mean.data == nullptr) {
     return;
   }
@@ -293,7 +324,7 @@ __device__ __forceinline__ void update_running(
   const double factor = average_factor(running.cumulative, running.momentum, batches);
   AccType<scalar_t> mean = get<scalar_t>(running.mean, channel, 0);
   AccType<scalar_t> var = get<scalar_t>(running.var, channel, 0);
-  update_running_stats(welford, factor, mean, var);
+  update_running_stats(rebase<scalar_t>(welford, base), factor, mean, var);
   set<scalar_t>(running.mean, channel, mean);
   set<scalar_t>(running.var, channel, var);
 }

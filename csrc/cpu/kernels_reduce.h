@@ -1,4 +1,4 @@
-// reduce and apply on the CPU.
+// reduce on the CPU: the moments of each channel of a slab.
 #pragma once
 
 #include "../core/layout.h"
@@ -79,6 +79,7 @@ class ColumnMoments {
       const Slab& slab,
       std::int64_t first,
       std::int64_t columns,
+      const double* base,
       double* mean,
       double* m2) {
     const std::int64_t group = sum_group_lines<scalar_t>(slab.stride);
@@ -107,7 +108,8 @@ class ColumnMoments {
           add_group(packs, input, strip, column, fresh, line == 0);
         });
       }
-      merge_block(static_cast<double>(begin), static_cast<double>(block_lines), columns, mean, m2);
+      merge_block(
+          static_cast<double>(begin), static_cast<double>(block_lines), columns, base, mean, m2);
     }
   }
 
@@ -148,6 +150,7 @@ class ColumnMoments {
       double before,
       double lines,
       std::int64_t columns,
+      const double* base,
       double* __restrict mean,
       double* __restrict m2) const {
     const double one_over_n = 1.0 / lines;
@@ -155,13 +158,17 @@ class ColumnMoments {
     const double ab_over_n = before * b_over_n;
     if (before == 0) {
       for (std::int64_t i = 0; i < columns; ++i) {
-        shifted_moments<double>(pivot_[i], sum_d_[i], sum_dd_[i], one_over_n, mean[i], m2[i]);
+        shifted_moments<double>(
+            from_base<scalar_t>(pivot_[i], base, i), sum_d_[i], sum_dd_[i], one_over_n, mean[i],
+            m2[i]);
       }
       return;
     }
     for (std::int64_t i = 0; i < columns; ++i) {
       double block_mean, block_m2;
-      shifted_moments<double>(pivot_[i], sum_d_[i], sum_dd_[i], one_over_n, block_mean, block_m2);
+      shifted_moments<double>(
+          from_base<scalar_t>(pivot_[i], base, i), sum_d_[i], sum_dd_[i], one_over_n, block_mean,
+          block_m2);
       merge_moments(mean[i], m2[i], block_mean, block_m2, b_over_n, ab_over_n);
     }
   }
@@ -192,6 +199,8 @@ inline Welford<double> merge_columns(
 template <typename scalar_t>
 void reduce_columns(const ReduceArgs<scalar_t>& args, const Slab& slab, std::int64_t repeat) {
   ColumnMoments<scalar_t> moments;
+  Constants<double> expanded;
+  const double* const base = expanded.expand(args.base, slab, repeat);
   // A repeated line is one tile.
   const std::int64_t tile = kTileColumns / slab.inner * slab.inner;
   const std::int64_t period = slab.length / repeat;
@@ -199,11 +208,13 @@ void reduce_columns(const ReduceArgs<scalar_t>& args, const Slab& slab, std::int
     const std::int64_t columns = std::min(tile, slab.length - begin);
     const std::int64_t channel = begin / slab.inner;
     if (slab.inner == 1 && repeat == 1) {
-      moments.reduce(args.input, slab, begin, columns, args.mean + channel, args.m2 + channel);
+      moments.reduce(
+          args.input, slab, begin, columns, at_offset(base, begin), args.mean + channel,
+          args.m2 + channel);
       continue;
     }
     double mean[kTileColumns], m2[kTileColumns];
-    moments.reduce(args.input, slab, begin, columns, mean, m2);
+    moments.reduce(args.input, slab, begin, columns, at_offset(base, begin), mean, m2);
     for (std::int64_t c = 0; c < std::min(columns, period) / slab.inner; ++c) {
       const auto merged =
           merge_columns(mean, m2, c * slab.inner, slab.inner, period, columns, slab.lines);
@@ -231,7 +242,8 @@ class RunBlock {
         one_over_size_(1.0 / static_cast<double>(size * runs)) {}
 
   // All lanes share one pivot, so that their sums add up.
-  BNEXT_INLINE void reduce(const scalar_t* x, std::int64_t ahead, double& mean, double& m2) const {
+  BNEXT_INLINE void reduce(
+      const scalar_t* x, std::int64_t ahead, const double* base, double& mean, double& m2) const {
     const acc_t pivot_value = pivot(x);
     const P one_pivot(pivot_value);
     StripSums<scalar_t, 1> sums;
@@ -254,7 +266,8 @@ class RunBlock {
       });
     }
     shifted_moments<double>(
-        pivot_value, sums.d[0].sum_lanes(), sums.dd[0].sum_lanes(), one_over_size_, mean, m2);
+        from_base<scalar_t>(pivot_value, base, 0), sums.d[0].sum_lanes(), sums.dd[0].sum_lanes(),
+        one_over_size_, mean, m2);
   }
 
  private:
@@ -306,7 +319,7 @@ BNEXT_KERNEL void reduce_runs(const ReduceArgs<scalar_t>& given, const Slab& sla
     const scalar_t* x = args.input + at;
     for (std::int64_t c = 0; c < channels; ++c, x += slab.inner) {
       double mean, m2;
-      block.reduce(x, ahead, mean, m2);
+      block.reduce(x, ahead, at_offset(args.base, c), mean, m2);
       if (before == 0) {
         args.mean[c] = mean;
         args.m2[c] = m2;
@@ -328,69 +341,12 @@ void reduce(const ReduceArgs<scalar_t>& args, const Slab& slab) {
     if (offset == 0) {
       return reduce_columns(args, part, repeat);
     }
-    reduce_columns<scalar_t>({args.input + offset, rest_mean, rest_m2}, part, repeat);
+    reduce_columns<scalar_t>({args.input + offset, args.base, rest_mean, rest_m2}, part, repeat);
     const double b_over_n = static_cast<double>(part.lines) / static_cast<double>(slab.lines);
     const double ab_over_n = static_cast<double>((slab.lines - part.lines) * slab.inner) * b_over_n;
     for (std::int64_t c = 0; c < slab.channels(); ++c) {
       merge_moments(args.mean[c], args.m2[c], rest_mean[c], rest_m2[c], b_over_n, ab_over_n);
     }
-  });
-}
-
-template <typename scalar_t, typename Act, bool kResidual>
-BNEXT_KERNEL void apply_slab(const ApplyArgs<scalar_t>& given, const Slab& slab) {
-  const ApplyArgs<scalar_t> args = given;
-  using P = Pack<scalar_t>;
-  for_each_strip<scalar_t, kStripPacks<scalar_t>>(
-      slab, args.ahead, [&](auto packs, const Strip& strip, auto constants) {
-    constexpr int K = packs();
-    P mean[K], scale[K], shift[K];
-    BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
-      mean[k] = constants.template get<P>(args.mean, k);
-      scale[k] = constants.template get<P>(args.scale, k);
-      shift[k] = constants.template get<P>(args.shift, k);
-    }
-    std::int64_t at = strip.at;
-    for (std::int64_t i = 0; i < strip.lines; ++i, at += strip.stride) {
-      BNEXT_UNROLL_HOST for (int k = 0; k < K; ++k) {
-        const std::int64_t here = at + k * P::kSize;
-        if (args.stream) {
-          fetch<decltype(constants)::template kFetchFar<scalar_t>>(args.input, strip, i, k);
-        } else {
-          fetch<FetchInto::kL1>(args.input, strip, i, k);
-          fetch<FetchInto::kL1ToWrite>(args.output, strip, i, k);
-        }
-        P z = normalize(P::load(args.input + here, strip.lanes), mean[k], scale[k], shift[k]);
-        if constexpr (kResidual) {
-          z = z + P::load(args.residual + here, strip.lanes);
-        }
-        z = Act::forward(z);
-        if (args.stream) {
-          z.stream(args.output + here);
-        } else {
-          z.store(args.output + here, strip.lanes);
-        }
-      }
-    }
-  });
-}
-
-template <typename scalar_t>
-void apply(const ApplyArgs<scalar_t>& args, const Slab& slab) {
-  for_each_part<scalar_t>(slab, [&](const Slab& part, std::int64_t offset, std::int64_t repeat) {
-    Constants<AccType<scalar_t>> mean, scale, shift;
-    ApplyArgs<scalar_t> expanded = args;
-    expanded.advance(offset);
-    expanded.mean = mean.expand(args.mean, part, repeat);
-    expanded.scale = scale.expand(args.scale, part, repeat);
-    expanded.shift = shift.expand(args.shift, part, repeat);
-    dispatch_activation(args.activation, [&](auto act) {
-      if (args.residual != nullptr) {
-        apply_slab<scalar_t, decltype(act), true>(expanded, part);
-      } else {
-        apply_slab<scalar_t, decltype(act), false>(expanded, part);
-      }
-    });
   });
 }
 
