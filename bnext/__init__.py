@@ -1,6 +1,6 @@
 """bnext: fused BatchNorm + activation (+ residual) for PyTorch, right at every offset."""
 
-from bnext import reference
+from bnext import reference, registries
 from bnext._version import __version__
 from bnext.config import show_config
 from bnext.conversion import conversion_report, convert, fold, is_batch_norm, revert
@@ -22,6 +22,8 @@ from bnext.training import (
     unfreeze,
     update_bn,
 )
+
+registries.register()
 
 __all__ = [
     "BatchNorm1d",

@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from bnext import ops
+from bnext.compat import is_exporting
 from bnext.reference import (
     ACTIVATIONS,
     batch_norm_backward_reference,
@@ -242,9 +243,7 @@ def batch_norm(
 
     ``rest``: the op's other arguments, in its order.
     """
-    # In torch 2.11 dynamo takes a compilation for an export too.
-    exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
-    if exporting and _torch_has_it(input, weight, bias, rest):
+    if is_exporting() and _torch_has_it(input, weight, bias, rest):
         return _standard_ops(input, weight, bias, residual, rest)
     if torch.compiler.is_compiling():  # the graph shall hold the op, not what the Function does
         return ops.batch_norm(input, weight, bias, *rest[:3], residual, *rest[3:])[0]

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import torch
 from torch.nn import init
 from torch.nn.modules.batchnorm import _NormBase
+from torch.torch_version import TorchVersion
 
 
 class NormBase(_NormBase):
@@ -20,3 +22,14 @@ class NormBase(_NormBase):
             init.ones_(self.weight)
         if self.bias is not None:
             init.zeros_(self.bias)
+
+
+# Before, dynamo took every compilation for an export.
+_DYNAMO_TELLS_EXPORTS = TorchVersion(torch.__version__) >= (2, 14)
+
+
+def is_exporting() -> bool:
+    """Whether ``torch.export`` is tracing; before torch 2.14 not with ``strict=True``."""
+    return torch.compiler.is_exporting() and (
+        _DYNAMO_TELLS_EXPORTS or not torch.compiler.is_dynamo_compiling()
+    )

@@ -157,8 +157,8 @@ def long_files(root: Path) -> list[str]:
 # A module may import those of a smaller rank. What is not listed (demo, cli, ...) stands above.
 RANK = {"_C": 0, "_build_info": 0, "_version": 0, "reference": 0, "ops": 1, "autograd": 2,
         "functional": 3, "steps": 3, "statistics": 4, "modules": 5, "compat": 0,
-        "conversion": 6, "training": 7}  # fmt: skip
-TOP = 8
+        "registries": 6, "conversion": 7, "training": 8}  # fmt: skip
+TOP = 9
 
 
 def imported(path: Path, package: str = "bnext") -> Iterator[str]:

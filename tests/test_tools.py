@@ -19,6 +19,19 @@ def network(act: bool = False) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 1), norm)
 
 
+def trained() -> nn.Module:
+    """A network as others write it, with statistics of its own."""
+    resnet = pytest.importorskip("torchvision.models.resnet")
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()),
+        resnet.BasicBlock(8, 8),
+        nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.SiLU()),
+    )
+    model(images() + 1)
+    return model
+
+
 def images(n: int = 8) -> Tensor:
     return torch.randn(n, 3, 8, 8, generator=torch.Generator().manual_seed(0)) + 3
 
@@ -154,3 +167,75 @@ def test_tools_that_replace_modules() -> None:
     synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(converted))
     assert isinstance(synchronised[1], nn.SyncBatchNorm)
     torch.testing.assert_close(synchronised(images()), plain(images()), rtol=1e-4, atol=1e-5)
+
+
+def test_a_program_exported_in_training_moves_to_eval() -> None:
+    """torchao rewrites torch's operator; it would pass one of bnext's by."""
+    pt2e = pytest.importorskip("torchao.quantization.pt2e")
+    x = images()
+    for model in (bnext.convert(trained()), network(), network(act=True)):
+        model(x + 1)
+        program = torch.export.export(copy.deepcopy(model), (x,)).module()
+        program(x)
+        model(x)
+        pt2e.move_exported_model_to_eval(program)
+        torch.testing.assert_close(program(x), model.eval()(x), rtol=1e-4, atol=1e-5)
+
+
+def test_opacus_finds_and_replaces_batch_norms() -> None:
+    validators = pytest.importorskip("opacus.validators")
+    engine = pytest.importorskip("opacus").PrivacyEngine()
+    validator = validators.ModuleValidator
+    plain = trained()
+    converted = bnext.convert(plain)
+    assert len(validator.validate(converted)) == len(validator.validate(plain)) == 4
+    assert len(validator.validate(network(act=True))) == 1
+    fixed, expected = validator.fix(converted), validator.fix(plain)
+    assert not any(bnext.is_batch_norm(m) for m in fixed.modules())
+    fixed.load_state_dict(expected.state_dict())
+    torch.testing.assert_close(fixed(images()), expected(images()))
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images()))
+    with pytest.raises(validators.errors.UnsupportedModuleError, match="BatchNorm"):
+        engine.make_private(
+            module=converted,
+            optimizer=torch.optim.SGD(converted.parameters(), lr=0.1),
+            data_loader=loader,
+            noise_multiplier=1.0,
+            max_grad_norm=1.0,
+        )
+
+
+def test_torch_pruning_cuts_the_same_channels() -> None:
+    pruning = pytest.importorskip("torch_pruning")
+    plain = trained().eval()
+    outputs = []
+    for model in (copy.deepcopy(plain), bnext.convert(plain)):
+        pruner = pruning.pruner.MagnitudePruner(
+            model, images(), pruning.importance.MagnitudeImportance(), pruning_ratio=0.5
+        )
+        pruner.step()
+        outputs.append(model(images()))
+    assert model.get_submodule("0.1").num_features < plain.get_submodule("0.1").num_features
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
+
+
+def test_fvcores_precise_bn() -> None:
+    precise_bn = pytest.importorskip("fvcore.nn.precise_bn")
+    plain = trained()
+    models = [copy.deepcopy(plain), bnext.convert(plain)]
+    for model in models:
+        assert len(precise_bn.get_bn_modules(model)) == 4
+        precise_bn.update_bn_stats(model, [images(), images() + 1, images(4)], 3)
+    for a, b in zip(*(m.buffers() for m in models), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_lightnings_averaging_and_freezing() -> None:
+    callbacks = pytest.importorskip("lightning.pytorch.callbacks")
+    converted = bnext.convert(trained())
+    assert callbacks.StochasticWeightAveraging(1e-3).pl_module_contains_batch_norm(converted)
+    callbacks.BackboneFinetuning.freeze(converted, train_bn=True)
+    assert all(m.weight.requires_grad for m in converted.modules() if bnext.is_batch_norm(m))
+    callbacks.BackboneFinetuning.freeze(converted, train_bn=False)
+    assert not any(p.requires_grad for p in converted.parameters())
+    assert not any(m.track_running_stats for m in converted.modules() if bnext.is_batch_norm(m))

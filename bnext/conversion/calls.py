@@ -15,6 +15,7 @@ from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 from torch.nn import functional as F
 from torch.nn.modules import module as nn_module
 
+from bnext.compat import is_exporting
 from bnext.modules import _FusedBatchNorm
 
 _DISABLED = torch._C._disabled_torch_function_impl
@@ -157,7 +158,7 @@ def is_watched(module: nn.Module) -> bool:
         or nn_module._has_any_global_hook()
         # The graph shall have every module.
         or is_fx_symbolic_tracing()
-        or (torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling())
+        or is_exporting()
     )
 
 

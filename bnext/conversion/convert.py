@@ -12,6 +12,7 @@ from bnext.conversion.plan import FusionPlan
 from bnext.conversion.report import ConversionReport
 from bnext.conversion.verify import Inputs, verify
 from bnext.functional import check_ghost_batch_size
+from bnext.registries import register
 
 _REPORT = "_bnext_report"  # in the __dict__ of a converted model
 
@@ -71,6 +72,7 @@ def _converted(model: nn.Module, ghost_batch_size: int | None) -> nn.Module:
     for container, recipe in plan.recipes.items():
         become(container, recipe)
     vars(model)[_REPORT] = plan.report
+    register()
     return model
 
 
