@@ -72,7 +72,7 @@ def write_build_info(decision: cuda_build.Decision) -> None:
 
 
 def extension(toolkit: cuda_build.Toolkit | None) -> Extension:
-    sources = files("*.cpp", "cpu/*.cpp")
+    sources = files("*.cpp", "ops/*.cpp", "cpu/*.cpp")
     options = {
         "depends": files("**/*.h", "**/*.cuh"),
         "extra_compile_args": {"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},

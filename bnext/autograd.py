@@ -15,10 +15,9 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from bnext import ops
+from bnext import activations, ops
 from bnext.compat import is_exporting
 from bnext.reference import (
-    ACTIVATIONS,
     batch_norm_backward_reference,
     batch_norm_reference,
     frozen_backward_reference,
@@ -74,17 +73,16 @@ class BatchNormFunction(torch.autograd.Function):
         ctx.settings = training, eps, activation
         ctx.set_materialize_grads(False)
         wants_parameters = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-        if not (training or wants_parameters or activation == "silu"):
+        from_output = activations.from_output(activation)
+        if not (training or wants_parameters) and (from_output or activation is None):
             # Constants times grad_output: frozen layers need nothing of the input.
-            ctx.save_for_backward(None, weight, bias, None if activation is None else output)
+            ctx.save_for_backward(None, weight, bias, output if from_output else None)
         elif residual is None or activation is None:
             ctx.save_for_backward(input, weight, bias)
-        # The derivative of relu and leaky_relu is the sign of the output, which the next layer
-        # keeps anyway; silu is not monotonic and needs the residual itself.
-        elif activation == "silu":
-            ctx.save_for_backward(input, weight, bias, None, residual)
-        else:
+        elif from_output:  # which the next layer keeps anyway
             ctx.save_for_backward(input, weight, bias, output, None)
+        else:
+            ctx.save_for_backward(input, weight, bias, None, residual)
         return output
 
     @staticmethod
@@ -289,7 +287,7 @@ def _standard_ops(
         if counter is not None:
             counter.add_(1)
         z = F.batch_norm(input, running_mean, running_var, weight, bias, True, momentum, eps)
-        return ACTIVATIONS[activation](z if residual is None else z + residual)
+        return activations.apply(activation, z if residual is None else z + residual)
     if input.dtype in (torch.float16, torch.bfloat16):  # rounded once, at the end
         tensors = (input, weight, bias, residual, running_mean, running_var)
         wide: Any = [None if t is None else t.float() for t in tensors]
@@ -304,7 +302,7 @@ def _standard_ops(
         z = z if bias is None else z + bias.view(shape)
     else:
         z = F.batch_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps)
-    return ACTIVATIONS[activation](z if residual is None else z + residual)
+    return activations.apply(activation, z if residual is None else z + residual)
 
 
 def _formula(

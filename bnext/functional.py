@@ -6,8 +6,6 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from bnext import autograd
 
-ACTIVATIONS = (None, "relu", "leaky_relu", "silu")
-
 
 def batch_norm(
     input: Tensor,
@@ -41,7 +39,7 @@ def batch_norm(
         training: normalise by the batch's statistics rather than by the running ones.
         momentum: weight of the batch in the running statistics.
         eps: added to the variance; in units of the input squared.
-        activation: None, "relu", "leaky_relu" (slope 0.01) or "silu".
+        activation: None, "relu", "relu6", "leaky_relu" (slope 0.01) or "silu".
         residual: added before the activation; shape, dtype and device of ``input``.
         ghost_batch_size: training only: the N samples are split in order into
             ``ceil(N / ghost_batch_size)`` near-equal pieces (:func:`torch.tensor_split`), each
@@ -157,12 +155,4 @@ def check_ghost_batch_size(ghost_batch_size: int | None) -> int | None:
     return ghost_batch_size
 
 
-def check_activation(activation: str | None) -> str | None:
-    """Returns it, or raises what a constructor raises for an unknown one."""
-    if activation not in ACTIVATIONS:
-        known = ", ".join(repr(a) for a in ACTIVATIONS)
-        raise ValueError(f"activation must be one of {known}, got {activation!r}")
-    return activation
-
-
-__all__ = ["ACTIVATIONS", "batch_norm"]
+__all__ = ["batch_norm"]

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.distributed import ProcessGroup
 
+from bnext import activations
 from bnext.compat import NormBase
-from bnext.functional import check_activation, check_ghost_batch_size, layer_forward
+from bnext.functional import check_ghost_batch_size, layer_forward
 from bnext.statistics import (
     Accumulation,
     SharedGroup,
@@ -250,7 +251,7 @@ class _FusedBatchNormAct(_FusedBatchNorm):
             process_group=process_group,
             skip_nonfinite=skip_nonfinite,
         )
-        self.activation = check_activation(activation)
+        self.activation = activations.check(activation)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         if type(input) is not Tensor and isinstance(input, fx.Proxy):
@@ -293,7 +294,7 @@ _BATCH_NORM_ACT_DOC = """``activation(batch_norm(input) + residual)`` over {shap
     Args:
         num_features, eps, momentum, affine, track_running_stats, device, dtype, bias,
             ghost_batch_size, process_group, skip_nonfinite: as :class:`bnext.BatchNorm{d}d`.
-        activation: "relu" (default), "leaky_relu" (slope 0.01), "silu", or None.
+        activation: "relu" (default), "relu6", "leaky_relu" (slope 0.01), "silu", or None.
 
     Raises:
         ValueError: an unknown ``activation``; else as :class:`bnext.BatchNorm{d}d`.

@@ -5,43 +5,13 @@ Slow and clear on purpose. In float64 it is accurate to a few units in the last 
 precision it computes in float32, with the mean corrected once, as docs/math.md describes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-_LEAKY_SLOPE = 0.01  # torch.nn.LeakyReLU's default, as in csrc/core/activation.h
-
-ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
-    None: lambda z: z,
-    "relu": F.relu,
-    "leaky_relu": lambda z: F.leaky_relu(z, _LEAKY_SLOPE),
-    "silu": F.silu,
-}
-
-
-def _relu_grad(grad: Tensor, z: Tensor) -> Tensor:
-    return torch.where(z <= 0, torch.zeros_like(grad), grad)
-
-
-def _leaky_relu_grad(grad: Tensor, z: Tensor) -> Tensor:
-    return torch.where(z > 0, grad, grad * _LEAKY_SLOPE)
-
-
-def _silu_grad(grad: Tensor, z: Tensor) -> Tensor:
-    sigmoid = torch.sigmoid(z)
-    return grad * sigmoid * (1 + z * (1 - sigmoid))
-
-
-_ACTIVATION_GRADS: dict[str | None, Callable[[Tensor, Tensor], Tensor]] = {
-    None: lambda grad, z: grad,
-    "relu": _relu_grad,
-    "leaky_relu": _leaky_relu_grad,
-    "silu": _silu_grad,
-}
-
+from bnext import activations
 
 def num_ghosts(n_batch: int, ghost_batch_size: int | None) -> int:
     """``ceil(n_batch / ghost_batch_size)``, 1 for plain batch norm or an empty batch."""
@@ -130,7 +100,7 @@ def batch_norm_reference(
     z = normalized.reshape(input.shape)
     if residual is not None:
         z = z + residual.to(dtype)
-    return ACTIVATIONS[activation](z).to(input.dtype)
+    return activations.apply(activation, z).to(input.dtype)
 
 
 @torch.no_grad()
@@ -200,7 +170,7 @@ def batch_norm_backward_reference(
         else:
             z = normalized * w + b
             z = z if residual_g is None else z + residual_g
-        dy = _ACTIVATION_GRADS[activation](grad_g, z)
+        dy = activations.gradient(activation, grad_g, z)
         grad_bias = grad_bias + dy.sum((0, 1, 3))
         grad_weight = grad_weight + (dy * normalized).sum((0, 1, 3))
         dx = dy
@@ -230,7 +200,7 @@ def frozen_backward_reference(
     dtype = invstd.dtype
     z = None if output is None else output.detach()
     dy = grad_output.to(dtype)
-    dy = dy if z is None else _ACTIVATION_GRADS[activation](dy, z)
+    dy = dy if z is None else activations.gradient(activation, dy, z)
     scale = invstd if weight is None else invstd * weight.to(dtype)
     scale = scale.reshape(-1, *[1] * (grad_output.dim() - 2))
     return (dy * scale).to(grad_output.dtype), None, None, dy.to(grad_output.dtype)

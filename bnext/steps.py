@@ -16,7 +16,7 @@ from torch import distributed as dist
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
-from bnext import ops
+from bnext import activations, ops
 from bnext.autograd import check_can_be_saved
 
 Triple = tuple[Tensor, Tensor, Tensor]
@@ -51,7 +51,8 @@ class BatchNormInStepsFunction(torch.autograd.Function):
         ctx.stats, ctx.count = stats, stats_of[0]
         extra: tuple[Tensor | None, Tensor | None] = (None, None)
         if residual is not None and activation is not None:
-            extra = (None, residual) if activation == "silu" else (output, None)
+            from_output = activations.from_output(activation)
+            extra = (output, None) if from_output else (None, residual)
         ctx.save_for_backward(input, weight, bias, *extra)
         return output
 

@@ -2,6 +2,8 @@
 
 #include <ATen/MemoryOverlap.h>
 
+#include "tensors.h"
+
 namespace bnext {
 namespace {
 
@@ -56,22 +58,15 @@ void check_writable(const at::Tensor& tensor, const char* name) {
       " must not be an expanded tensor: several of its elements share one memory location");
 }
 
-Activation parse_activation(OptionalString activation) {
-  if (!activation.has_value()) {
+Activation parse_activation(OptionalString name) {
+  if (!name.has_value()) {
     return Activation::kNone;
   }
-  if (*activation == "relu") {
-    return Activation::kRelu;
-  }
-  if (*activation == "leaky_relu") {
-    return Activation::kLeakyRelu;
-  }
-  if (*activation == "silu") {
-    return Activation::kSilu;
-  }
+  const auto activation = name->empty() ? std::nullopt : Activations::find(*name);
   TORCH_CHECK_VALUE(
-      false, "activation must be one of None, 'relu', 'leaky_relu', 'silu', got '", *activation,
+      activation.has_value(), "activation must be one of ", Activations::names(), ", got '", *name,
       "'");
+  return *activation;
 }
 
 // A symbolic size is taken to be large enough, without a guard on it: the kernel checks the real
@@ -113,11 +108,8 @@ void check_like_input(const at::Tensor& input, const at::Tensor& other, const ch
       other.sym_sizes());
 }
 
-c10::SymInt check_saved_stats(
-    const at::Tensor& input,
-    const at::Tensor& save_mean,
-    const at::Tensor& save_mean_lo,
-    const at::Tensor& save_invstd) {
+c10::SymInt check_saved_stats(const at::Tensor& input, const SavedStatsArgs& saved) {
+  const auto& [save_mean, save_mean_lo, save_invstd] = saved;
   check_strided(save_mean, "save_mean");
   TORCH_CHECK(
       save_mean.dim() == 2, "save_mean must have shape [num_ghosts, C], got shape ",
@@ -147,13 +139,18 @@ void check_derivative_source(
       !(is_given(output) && is_given(residual)),
       "output and residual must not both be given: the activation's derivative is taken "
       "from one of them");
-  TORCH_CHECK(
-      !(is_given(output) && activation == Activation::kSilu),
-      "output does not determine the derivative of activation 'silu': pass residual");
-  TORCH_CHECK(
-      !(is_given(residual) && activation != Activation::kSilu && activation != Activation::kNone),
-      "residual is not needed for the derivative of this activation: pass output, whose "
-      "sign determines it");
+  if (activation != Activation::kNone) {
+    dispatch_activation(activation, [&](auto act) {
+      TORCH_CHECK(
+          !is_given(output) || act.kFromOutput,
+          "output does not determine the derivative of activation '", act.kName,
+          "': pass residual");
+      TORCH_CHECK(
+          !is_given(residual) || !act.kFromOutput,
+          "residual is not needed for the derivative of activation '", act.kName,
+          "': pass output, which determines it");
+    });
+  }
   if (is_given(output)) {
     check_like_input(input, *output, "output");
   }
@@ -189,14 +186,13 @@ void check_channel_vector(
 
 // Both or none of running_mean and running_var; writable, since they are updated in place.
 void check_running_stats(
-    const OptionalTensor& running_mean,
-    const OptionalTensor& running_var,
-    const OptionalTensor& num_batches_tracked,
+    const RunningStatsArgs& running,
     std::optional<double> momentum,
     bool updates,
     const c10::SymInt& n_channel,
     at::ScalarType dtype,
     at::Device device) {
+  const auto& [running_mean, running_var, num_batches_tracked] = running;
   if (is_given(num_batches_tracked)) {
     const at::Tensor& counter = *num_batches_tracked;
     check_strided(counter, "num_batches_tracked");
@@ -234,8 +230,7 @@ void check_affine(
   check_channel_vector(bias, "bias", n_channel, input.scalar_type(), input.device());
 }
 
-}  // namespace
-
+// (N, C, *) of a floating dtype, dense layout.
 void check_input(const at::Tensor& input) {
   check_strided(input, "input");
   TORCH_CHECK(
@@ -247,6 +242,7 @@ void check_input(const at::Tensor& input) {
       "D input");
 }
 
+// ceil(N / ghost_batch_size); 1 for plain batch norm and for an empty batch.
 c10::SymInt check_num_ghosts(
     const at::Tensor& input, const std::optional<c10::SymInt>& ghost_batch_size) {
   if (!ghost_batch_size.has_value()) {
@@ -255,82 +251,61 @@ c10::SymInt check_num_ghosts(
   TORCH_CHECK_VALUE(
       *ghost_batch_size > 0, "ghost_batch_size must be a positive integer or None, got ",
       *ghost_batch_size);
-  // ceil(N / size), 1 for N = 0, without a branch on N: it may be symbolic.
+  // Without a branch on N: it may be symbolic.
   return (input.sym_size(0).max(1) - 1) / *ghost_batch_size + 1;
 }
 
-BatchNormCall check_batch_norm(
-    const at::Tensor& input,
-    const OptionalTensor& weight,
-    const OptionalTensor& bias,
-    const OptionalTensor& running_mean,
-    const OptionalTensor& running_var,
-    const OptionalTensor& num_batches_tracked,
-    const OptionalTensor& residual,
-    bool training,
-    std::optional<double> momentum,
-    double eps,
-    OptionalString activation,
-    const std::optional<c10::SymInt>& ghost_batch_size) {
-  check_input(input);
-  BatchNormCall call{parse_activation(activation), check_num_ghosts(input, ghost_batch_size)};
-  check_eps(eps, training);
-  check_affine(input, weight, bias);
-  check_running_stats(
-      running_mean, running_var, num_batches_tracked, momentum, training, input.sym_size(1),
-      input.scalar_type(), input.device());
-  if (is_given(residual)) {
-    check_like_input(input, *residual, "residual");
+// What the ops that normalise by given statistics share; `call` gets the numbers.
+template <typename Args, typename Call>
+void check_given_stats(const Args& args, Call& call) {
+  check_input(args.input);
+  call.activation = parse_activation(call.activation_name);
+  call.num_ghosts = check_saved_stats(args.input, args.saved);
+  check_affine(args.input, args.weight, args.bias);
+  if (is_given(args.residual)) {
+    check_like_input(args.input, *args.residual, "residual");
   }
-  if (training) {
-    check_training_size(input, call.num_ghosts);
+}
+
+template <typename Call>
+void check_backward(Call& call) {
+  check_given_stats(call.in, call);
+  check_like_input(call.in.input, call.in.grad_output, "grad_output");
+  check_derivative_source(call.in.input, call.activation, call.in.output, call.in.residual);
+}
+
+}  // namespace
+
+void check(ForwardCall& call) {
+  const at::Tensor& input = call.input;
+  check_input(input);
+  call.activation = parse_activation(call.activation_name);
+  const c10::SymInt num_ghosts = check_num_ghosts(input, call.ghost_batch_size);
+  check_eps(call.eps, call.training);
+  check_affine(input, call.weight, call.bias);
+  check_running_stats(
+      call.running, call.momentum, call.training, input.sym_size(1), input.scalar_type(),
+      input.device());
+  if (is_given(call.residual)) {
+    check_like_input(input, *call.residual, "residual");
+  }
+  if (call.training) {
+    check_training_size(input, num_ghosts);
+    call.num_ghosts = num_ghosts;
   } else {
     TORCH_CHECK(
-        is_given(running_mean),
+        is_given(call.running.running_mean),
         "running_mean and running_var must be given when training is False");
-    call.num_ghosts = 1;
   }
-  return call;
 }
 
-BatchNormCall check_apply(
-    const at::Tensor& input,
-    const OptionalTensor& weight,
-    const OptionalTensor& bias,
-    const OptionalTensor& residual,
-    const at::Tensor& save_mean,
-    const at::Tensor& save_mean_lo,
-    const at::Tensor& save_invstd,
-    OptionalString activation) {
-  check_input(input);
-  BatchNormCall call{
-      parse_activation(activation), check_saved_stats(input, save_mean, save_mean_lo, save_invstd)};
-  check_affine(input, weight, bias);
-  if (is_given(residual)) {
-    check_like_input(input, *residual, "residual");
-  }
-  return call;
+void check(ReduceCall& call) {
+  check_input(call.input);
+  call.num_ghosts = check_num_ghosts(call.input, call.ghost_batch_size);
 }
 
-BatchNormCall check_backward(
-    const at::Tensor& grad_output,
-    const at::Tensor& input,
-    const OptionalTensor& weight,
-    const OptionalTensor& bias,
-    const OptionalTensor& output,
-    const OptionalTensor& residual,
-    const at::Tensor& save_mean,
-    const at::Tensor& save_mean_lo,
-    const at::Tensor& save_invstd,
-    OptionalString activation) {
-  BatchNormCall call =
-      check_apply(input, weight, bias, residual, save_mean, save_mean_lo, save_invstd, activation);
-  check_like_input(input, grad_output, "grad_output");
-  check_derivative_source(input, call.activation, output, residual);
-  return call;
-}
-
-void check_moments(const at::Tensor& count, const at::Tensor& mean, const at::Tensor& m2) {
+void check(const MergeCall& call) {
+  const auto& [count, mean, m2] = call;
   check_strided(mean, "mean");
   TORCH_CHECK(
       mean.dim() == 2 && mean.sym_size(0) >= 1, "mean must have shape [K, C], got shape ",
@@ -342,40 +317,42 @@ void check_moments(const at::Tensor& count, const at::Tensor& mean, const at::Te
   check_device(mean.device(), count, "count");
 }
 
-void check_fold(
-    const at::Tensor& count,
-    const at::Tensor& mean,
-    const at::Tensor& m2,
-    const OptionalTensor& running_mean,
-    const OptionalTensor& running_var,
-    const OptionalTensor& num_batches_tracked,
-    std::optional<double> momentum,
-    double eps,
-    at::ScalarType dtype) {
+void check(const FoldCall& call) {
   TORCH_CHECK(
-      is_floating(dtype), "dtype must be float64, float32, float16 or bfloat16, got dtype ", dtype);
-  check_moments(count, mean, m2);
-  check_eps(eps, /*training=*/true);
+      is_floating(call.dtype), "dtype must be float64, float32, float16 or bfloat16, got dtype ",
+      call.dtype);
+  check(call.sets);
+  check_eps(call.eps, /*training=*/true);
+  const at::Tensor& mean = call.sets.mean;
   check_running_stats(
-      running_mean, running_var, num_batches_tracked, momentum, /*updates=*/true, mean.sym_size(1),
-      dtype, mean.device());
+      call.running, call.momentum, /*updates=*/true, mean.sym_size(1), call.dtype, mean.device());
 }
 
-void check_grad_sums(
-    const at::Tensor& input,
-    const c10::SymInt& num_ghosts,
-    const OptionalTensor& count,
-    const OptionalTensor& sum_dy,
-    const OptionalTensor& sum_dy_xmu) {
+void check(ApplyCall& call) {
+  check_given_stats(call, call);
+}
+
+void check(BackwardCall& call) {
+  check_backward(call);
+}
+
+void check(GradReduceCall& call) {
+  check_backward(call);
+}
+
+void check(GradApplyCall& call) {
+  check_backward(call);
+  const auto& [count, sum_dy, sum_dy_xmu] = std::tie(call.count, call.sum_dy, call.sum_dy_xmu);
   TORCH_CHECK(
       is_given(count) == is_given(sum_dy) && is_given(sum_dy) == is_given(sum_dy_xmu),
       "count, sum_dy and sum_dy_xmu must all be given, or none for frozen statistics");
   if (!is_given(count)) {
     return;
   }
-  check_count(*count, num_ghosts);
-  check_matrix(*sum_dy, "sum_dy", num_ghosts, input.sym_size(1), at::kDouble);
-  check_matrix(*sum_dy_xmu, "sum_dy_xmu", num_ghosts, input.sym_size(1), at::kDouble);
+  const at::Tensor& input = call.in.input;
+  check_count(*count, call.num_ghosts);
+  check_matrix(*sum_dy, "sum_dy", call.num_ghosts, input.sym_size(1), at::kDouble);
+  check_matrix(*sum_dy_xmu, "sum_dy_xmu", call.num_ghosts, input.sym_size(1), at::kDouble);
   check_device(input.device(), *count, "count");
   check_device(input.device(), *sum_dy, "sum_dy");
   check_device(input.device(), *sum_dy_xmu, "sum_dy_xmu");

@@ -1,4 +1,4 @@
-// The schemas of torch.ops.bnext, their CPU kernels, and the refusal to differentiate what has no
+// The schemas of torch.ops.bnext, their kernels, and the refusal to differentiate what has no
 // derivative. docs/ops.md documents each op; bnext/autograd.py differentiates batch_norm.
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -6,7 +6,7 @@
 #include <ATen/core/grad_mode.h>
 #include <torch/library.h>
 
-#include "ops.h"
+#include "ops/ops.h"
 
 namespace bnext {
 namespace {
@@ -112,43 +112,31 @@ TORCH_LIBRARY(bnext, m) {
 }
 
 TORCH_LIBRARY_IMPL(bnext, CPU, m) {
-  m.impl("batch_norm", &batch_norm_cpu);
-  m.impl("batch_norm_backward", &batch_norm_backward_cpu);
-  m.impl("batch_norm_reduce", &batch_norm_reduce_cpu);
-  m.impl("batch_norm_merge", &batch_norm_merge_cpu);
-  m.impl("batch_norm_fold", &batch_norm_fold_cpu);
-  m.impl("batch_norm_apply", &batch_norm_apply_cpu);
-  m.impl("batch_norm_grad_reduce", &batch_norm_grad_reduce_cpu);
-  m.impl("batch_norm_grad_apply", &batch_norm_grad_apply_cpu);
+  implement<cpu_backend>(m);
+}
+
+TORCH_LIBRARY_IMPL(bnext, Meta, m) {
+  implement<no_backend>(m);
 }
 
 #ifdef BNEXT_WITH_CUDA
 TORCH_LIBRARY_IMPL(bnext, CUDA, m) {
-  m.impl("batch_norm", &batch_norm_cuda);
-  m.impl("batch_norm_backward", &batch_norm_backward_cuda);
-  m.impl("batch_norm_reduce", &batch_norm_reduce_cuda);
-  m.impl("batch_norm_merge", &batch_norm_merge_cuda);
-  m.impl("batch_norm_fold", &batch_norm_fold_cuda);
-  m.impl("batch_norm_apply", &batch_norm_apply_cuda);
-  m.impl("batch_norm_grad_reduce", &batch_norm_grad_reduce_cuda);
-  m.impl("batch_norm_grad_apply", &batch_norm_grad_apply_cuda);
+  implement<cuda_backend>(m);
   m.impl("cuda_plan", &cuda_plan);
 }
 #endif
 
 TORCH_LIBRARY_IMPL(bnext, CompositeExplicitAutograd, m) {
-  for (const char* op :
-       {"batch_norm", "batch_norm_backward", "batch_norm_reduce", "batch_norm_merge",
-        "batch_norm_fold", "batch_norm_apply", "batch_norm_grad_reduce", "batch_norm_grad_apply"}) {
+  for (const char* op : kOps) {
     m.impl(op, torch::CppFunction::makeFromBoxedFunction<&refuse_backend>());
   }
 }
 
 TORCH_LIBRARY_IMPL(bnext, Autograd, m) {
-  for (const char* op :
-       {"batch_norm_backward", "batch_norm_reduce", "batch_norm_merge", "batch_norm_fold",
-        "batch_norm_apply", "batch_norm_grad_reduce", "batch_norm_grad_apply"}) {
-    m.impl(op, torch::CppFunction::makeFromBoxedFunction<&refuse_to_differentiate>());
+  for (const char* op : kOps) {
+    if (std::string_view(op) != "batch_norm") {
+      m.impl(op, torch::CppFunction::makeFromBoxedFunction<&refuse_to_differentiate>());
+    }
   }
 }
 

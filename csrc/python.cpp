@@ -9,7 +9,7 @@
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 
-#include "ops.h"
+#include "ops/calls.h"
 
 namespace bnext {
 namespace {
@@ -132,23 +132,11 @@ struct BelowAutograd<Tensor4(Args...)> {
   }
 };
 
-// An op's function as Python's torch.ops finds it: with symbolic integers.
-template <typename T>
-using Symbolic = std::
-    conditional_t<std::is_same_v<T, std::optional<std::int64_t>>, std::optional<c10::SymInt>, T>;
-
-template <typename Op>
-struct ToSymbolic;
-template <typename Result, typename... Args>
-struct ToSymbolic<Result(Args...)> {
-  using Type = Result(Symbolic<Args>...);
-};
-
 // below_autograd(overload) -> a function of the overload's positional arguments.
 template <typename Op>
 PyObject* below_autograd(PyObject* /*module*/, PyObject* overload) {
   HANDLE_TH_ERRORS
-  using Below = BelowAutograd<typename ToSymbolic<Op>::Type>;
+  using Below = BelowAutograd<Op>;
   using Bound = typename Below::Bound;
   static PyMethodDef method = {
       "below_autograd", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&Below::call)),
@@ -156,7 +144,7 @@ PyObject* below_autograd(PyObject* /*module*/, PyObject* overload) {
   const auto name = pybind11::handle(overload).attr("name")().cast<std::string>();
   const auto op = c10::Dispatcher::singleton()
                       .findSchemaOrThrow(name.c_str(), "")
-                      .template typed<typename ToSymbolic<Op>::Type>();
+                      .template typed<Op>();
   Py_INCREF(overload);
   const auto capsule = pybind11::reinterpret_steal<pybind11::object>(
       PyCapsule_New(new Bound{op, overload}, nullptr, nullptr));
@@ -170,8 +158,8 @@ PyObject* below_autograd(PyObject* /*module*/, PyObject* overload) {
 // `import bnext._C` also runs the registrations of library.cpp.
 PyMODINIT_FUNC PyInit__C() {
   static PyMethodDef methods[] = {
-      {"batch_norm_below_autograd", &bnext::below_autograd<bnext::BatchNorm>, METH_O, nullptr},
-      {"batch_norm_backward_below_autograd", &bnext::below_autograd<bnext::BatchNormBackward>,
+      {"batch_norm_below_autograd", &bnext::below_autograd<bnext::ForwardCall::Op>, METH_O, nullptr},
+      {"batch_norm_backward_below_autograd", &bnext::below_autograd<bnext::BackwardCall::Op>,
        METH_O, nullptr},
       {nullptr, nullptr, 0, nullptr}};
   static PyModuleDef module = {

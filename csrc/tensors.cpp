@@ -1,70 +1,82 @@
 #include "tensors.h"
 
+#include <ATen/ops/empty.h>
+
 namespace bnext {
 
-at::Tensor empty_acc(const at::Tensor& input, at::IntArrayRef sizes) {
-  const at::ScalarType dtype = acc_type(input.scalar_type());
-  return input.is_cpu() ? empty_cpu(sizes, dtype) : input.new_empty(sizes, dtype);
+at::Tensor empty_on(const at::Tensor& tensor, c10::SymIntArrayRef sizes, at::ScalarType dtype) {
+  return tensor.is_cpu() ? empty_cpu(C10_AS_INTARRAYREF_SLOW(sizes), dtype)
+                         : at::empty_symint(sizes, tensor.options().dtype(dtype));
 }
 
-void bump_version(const at::Tensor& tensor) {
-  if (!tensor.is_inference()) {
-    tensor.unsafeGetTensorImpl()->bump_version();
-  }
+void StatsTensors::zero() const {
+  mean.zero_();
+  mean_lo.zero_();
+  invstd.zero_();
 }
 
-ForwardTensors forward_tensors(
-    const at::Tensor& input,
-    const OptionalTensor& weight,
-    const OptionalTensor& bias,
-    const OptionalTensor& residual,
-    Activation activation) {
-  const DenseFormat format = dense_format(input);
+StatsTensors empty_stats(
+    const at::Tensor& on,
+    const c10::SymInt& num_ghosts,
+    const c10::SymInt& n_channel,
+    at::ScalarType dtype) {
+  const auto empty = [&] { return empty_on(on, {num_ghosts, n_channel}, acc_type(dtype)); };
+  return {empty(), empty(), empty()};
+}
+
+StatsTensors contiguous_stats(const SavedStatsArgs& saved) {
   return {
-      to_dense(input, format),
-      to_dense(residual, format),
-      empty_dense(input, format),
-      weight,
-      bias,
-      activation};
+      saved.save_mean.contiguous(), saved.save_mean_lo.contiguous(),
+      saved.save_invstd.contiguous()};
+}
+
+void MomentTensors::zero() const {
+  count.zero_();
+  mean.zero_();
+  m2.zero_();
+}
+
+MomentTensors empty_moments(
+    const at::Tensor& on, const c10::SymInt& sets, const c10::SymInt& n_channel) {
+  return {
+      empty_on(on, {sets}, at::kLong), empty_on(on, {sets, n_channel}, at::kDouble),
+      empty_on(on, {sets, n_channel}, at::kDouble)};
+}
+
+MomentTensors contiguous_moments(const MergeCall& sets) {
+  return {sets.count.contiguous(), sets.mean.contiguous(), sets.m2.contiguous()};
 }
 
 BackwardTensors backward_tensors(
-    const at::Tensor& grad_output,
-    const at::Tensor& input,
-    const OptionalTensor& weight,
-    const OptionalTensor& bias,
-    const OptionalTensor& output,
-    const OptionalTensor& residual,
-    const at::Tensor& save_mean,
-    const at::Tensor& save_mean_lo,
-    const at::Tensor& save_invstd,
+    const BackwardInputs& in,
     Activation activation,
-    std::array<bool, 2> output_mask) {
-  const DenseFormat format = dense_format(input);
-  BackwardTensors t;
-  t.grad_output = to_dense(grad_output, format);
-  t.input = to_dense(input, format);
-  t.extra = to_dense(is_given(output) ? output : residual, format);
-  t.weight = weight;
-  t.bias = bias;
-  t.save_mean = save_mean.contiguous();
-  t.save_mean_lo = save_mean_lo.contiguous();
-  t.save_invstd = save_invstd.contiguous();
-  t.activation = activation;
-  t.derivative = is_given(output)     ? Derivative::kFromOutput
-                 : is_given(residual) ? Derivative::kFromResidual
-                                      : Derivative::kFromInput;
-  t.grad_input = output_mask[0] ? empty_dense(input, format) : at::Tensor();
-  t.grad_residual = output_mask[1] ? empty_dense(input, format) : at::Tensor();
-  return t;
+    DenseFormat format,
+    const at::Tensor& grad_input,
+    const at::Tensor& grad_residual) {
+  const bool from_output = is_given(in.output);
+  return {
+      layout_of(in.input, format),
+      to_dense(in.grad_output, format),
+      to_dense(in.input, format),
+      to_dense(from_output ? in.output : in.residual, format),
+      in.weight,
+      in.bias,
+      contiguous_stats(in.saved),
+      activation,
+      from_output               ? Derivative::kFromOutput
+      : is_given(in.residual) ? Derivative::kFromResidual
+                              : Derivative::kFromInput,
+      grad_input,
+      grad_residual};
 }
 
-at::Tensor or_empty(const at::Tensor& grad, const at::Tensor& input) {
-  if (grad.defined()) {
-    return grad;
+void bump_versions(const RunningStatsArgs& running) {
+  for (const OptionalTensor* buffer :
+       {&running.running_mean, &running.running_var, &running.num_batches_tracked}) {
+    if (is_given(*buffer) && !(*buffer)->is_inference()) {
+      (*buffer)->unsafeGetTensorImpl()->bump_version();
+    }
   }
-  return input.is_cpu() ? empty_cpu({0}, input.scalar_type()) : input.new_empty({0});
 }
 
 }  // namespace bnext

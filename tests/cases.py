@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-ACTIVATIONS = (None, "relu", "leaky_relu", "silu")
+import bnext
+
+ACTIVATIONS = (None, *bnext.activations.ACTIVATIONS)
 
 # (dtype of the input, dtype of the parameters and buffers)
 DTYPES = (

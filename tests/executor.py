@@ -19,12 +19,15 @@ from bnext import ops
 CUDA = simt_build.ROOT / "csrc" / "cuda"
 KERNEL_SOURCES = sorted(CUDA.glob("*.cu"))
 HEADERS = sorted(
-    p for f in ("csrc/cuda", "csrc/core", "csrc") for p in (simt_build.ROOT / f).glob("*.h")
+    p
+    for folder in ("csrc/cuda", "csrc/core", "csrc/ops", "csrc")
+    for p in (simt_build.ROOT / folder).glob("*.h")
 ) + sorted(CUDA.glob("*.cuh"))
 # In one file with the launchers, which it includes.
 LAUNCHERS = simt_build.SIMT / "launchers_simt.cpp"
 LAUNCHER_PARTS = [
     *sorted((simt_build.ROOT / "csrc").glob("*.cpp")),
+    *sorted((simt_build.ROOT / "csrc" / "ops").glob("*.cpp")),
     *sorted(CUDA.glob("*.cpp")),
     *(simt_build.SIMT / name for name in ("device_simt.cpp", "ops_simt.cpp")),
 ]

@@ -14,7 +14,7 @@ import torch
 from cases import lay_out
 from torch import Tensor
 
-import bnext  # noqa: F401  (registers the ops)
+import bnext
 
 
 class Ops:
@@ -137,7 +137,8 @@ class Sample:
         """The arguments output and residual of the backward ops: one of them, with a residual."""
         if not self.residual or self.activation is None:
             return None, None
-        return (None, self.residual_tensor) if self.activation == "silu" else (output, None)
+        from_output = bnext.activations.from_output(self.activation)
+        return (output, None) if from_output else (None, self.residual_tensor)
 
     def grad_reduce_args(self) -> tuple[Any, ...]:
         output, saved = self.forward()

@@ -18,11 +18,14 @@ from torch import Tensor, nn
 TORCH_LAYERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
+# Where an activation has no derivative; those that are not here are smooth.
+KINKS = {"relu": (0.0,), "relu6": (0.0, 6.0), "leaky_relu": (0.0,)}
+
+
 def activate(z: Tensor, activation: str | None) -> Tensor:
     if activation is None:
         return z
-    functions: dict[str, Any] = {"relu": F.relu, "leaky_relu": F.leaky_relu, "silu": F.silu}
-    return functions[activation](z)  # leaky_relu's default slope is 0.01
+    return getattr(F, activation)(z)  # leaky_relu's default slope is 0.01
 
 
 class TorchLayer(nn.Module):
@@ -163,16 +166,17 @@ class Magnitudes:
 def away_from_kink(
     grad_output: Tensor, z: Tensor, magnitude: Tensor, activation: str | None
 ) -> Tensor:
-    """`grad_output`, 0 where the sign of the pre-activation z is not certain: there relu's
-    derivative is 0 or 1 by the last bit, and both are right. In half types a tiny z (times the
-    leaky slope) may also underflow to 0, which loses its sign."""
-    if activation not in ("relu", "leaky_relu"):
+    """`grad_output`, 0 where it is not certain on which side of a kink the pre-activation z is:
+    there relu's derivative is 0 or 1 by the last bit, and both are right. In half types a tiny z
+    (times the leaky slope) may also underflow to 0, which loses its sign."""
+    if activation not in KINKS:
         return grad_output
     dtype = grad_output.dtype
     margin = 2 * arithmetic_tolerance(dtype, magnitude, OUTPUT_EPS)
     info = torch.finfo(dtype)
     margin = margin + 100 * info.smallest_normal * info.eps
-    return torch.where((z.abs() <= margin).to(grad_output.device), 0.0, grad_output)
+    near = torch.stack([(z - kink).abs() <= margin for kink in KINKS[activation]]).any(0)
+    return torch.where(near.to(grad_output.device), 0.0, grad_output)
 
 
 def load_into_torch(layer: nn.Module, theirs: TorchLayer) -> None:

@@ -7,6 +7,7 @@ import inspect
 import pytest
 import torch
 from assertions import assert_same
+from cases import ACTIVATIONS
 from layers import ACT, ALL, PLAIN, SHAPES, TORCH, assert_same_state, trained
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -89,7 +90,7 @@ def test_reset_parameters_leaves_alone_what_is_not_there(cls: type, options: dic
 def test_activation_defaults_to_relu_and_is_an_attribute(cls: type) -> None:
     assert cls(6).activation == "relu"
     assert (cls(6)(torch.randn(SHAPES[cls])) >= 0).all()
-    for name in bnext.functional.ACTIVATIONS:
+    for name in ACTIVATIONS:
         assert cls(6, activation=name).activation == name
 
 

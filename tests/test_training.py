@@ -8,12 +8,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from cases import ACTIVATIONS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import bnext
-
-ACTIVATIONS = [None, "relu", "leaky_relu", "silu"]
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -12,36 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
-from torch.nn import functional as F
 from torch.nn.modules import module as nn_module
 
+from bnext import activations
+from bnext.activations import relu_method, relu_method_in_place  # noqa: F401
 from bnext.compat import is_exporting
 from bnext.modules import _FusedBatchNorm
 
 _DISABLED = torch._C._disabled_torch_function_impl
-_SLOPE = nn.LeakyReLU().negative_slope  # csrc/core/activation.h has the same
-
-
-def relu_method(value: Any) -> Any:
-    return value.relu()
-
-
-def relu_method_in_place(value: Any) -> Any:
-    return value.relu_()
-
-
-# The activations of bnext as functions, and the names of what they take beside the input, in order.
-FUNCTIONS: dict[Any, tuple[str, tuple[str, ...]]] = {
-    F.relu: ("relu", ("inplace",)),
-    F.relu_: ("relu", ()),
-    torch.relu: ("relu", ()),
-    torch.relu_: ("relu", ()),
-    relu_method: ("relu", ()),
-    relu_method_in_place: ("relu", ()),
-    F.silu: ("silu", ("inplace",)),
-    F.leaky_relu: ("leaky_relu", ("negative_slope", "inplace")),
-    F.leaky_relu_: ("leaky_relu", ("negative_slope",)),
-}
 # Ways to add, by the name that an edited forward gives: of (the norm's output, the other).
 ADDITIONS = {
     "left": operator.add,
@@ -55,7 +33,7 @@ class Rest(NamedTuple):
 
     add: str | None = None  # of ADDITIONS
     residual: Any = None
-    activation: Any = None  # a module, or of FUNCTIONS
+    activation: Any = None  # a module or a function
     options: dict[str, Any] | None = None  # of the function
 
 
@@ -88,16 +66,15 @@ def follow(norm: Any, input: Any, rest: Rest) -> Any:
         return finish(norm(input), rest) if tail is None else tail(norm, rest, input)
     layer: Any = norm
     if rest.add is None:
-        if name == "leaky_relu" and not layer._trains() and torch.is_grad_enabled():
-            # Backward would need the output as it is now; torch's leaves it to be changed.
+        if not _may_keep_output(name) and not layer._trains() and torch.is_grad_enabled():
             return finish(layer._fused(input, None, None), rest)
         return layer._fused(input, None, name)
     if not _fits(rest.residual, input):
         return finish(norm(input), rest)
-    if name in (None, "relu"):
+    if name is None or (activations.from_output(name) and _may_keep_output(name)):
         return layer._fused(input, rest.residual, name)
-    # Backward of the others would need the residual or the output as it is now; torch's own
-    # keeps the sum, and leaves both to be changed in place.
+    # Backward would need the residual or the output as it is now; torch's own keeps the sum, and
+    # leaves both to be changed in place.
     return finish(layer._fused(input, rest.residual, None), rest._replace(add=None))
 
 
@@ -164,31 +141,21 @@ def is_watched(module: nn.Module) -> bool:
 
 def module_activation(module: Any) -> str | None:
     """The name of the activation that bnext fuses for a module."""
-    kind = type(module)
-    if kind is nn.ReLU:
-        name = "relu"
-    elif kind is nn.SiLU:
-        name = "silu"
-    elif kind is nn.LeakyReLU and module.negative_slope == _SLOPE:
-        name = "leaky_relu"
-    else:
-        return None
-    return None if is_watched(module) else name
+    name = activations.of_module(module)
+    return None if name is None or is_watched(module) else name
 
 
 def _name(activation: Any, options: dict[str, Any] | None) -> str | None:
     if isinstance(activation, nn.Module):
         return None if options else module_activation(activation)
-    return function_activation(activation, options or {})
+    return activations.of_function(activation, options or {})
 
 
-def function_activation(function: Any, options: dict[str, Any]) -> str | None:
-    """The name of the activation that bnext fuses for a function, called with ``options``."""
-    for known, (name, accepted) in FUNCTIONS.items():
-        if known is function:
-            slope = options.get("negative_slope", _SLOPE)
-            return name if slope == _SLOPE and all(key in accepted for key in options) else None
-    return None
+def _may_keep_output(name: str | None) -> bool:
+    """Whether backward may need the output as it is now: torch's own does, or bnext's does not."""
+    return name is None or not activations.from_output(name) or (
+        activations.ACTIVATIONS[name].torch_keeps_output
+    )
 
 
 def _is_ordinary(value: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from bnext import modules
+from bnext import activations, modules
 from bnext.conversion.calls import is_watched
 from bnext.conversion.convert import convert, revert
 from bnext.conversion.norms import is_alone, is_timm_norm
@@ -19,7 +19,6 @@ from bnext.conversion.plan import is_sequential
 from bnext.conversion.scope import Scope
 from bnext.conversion.syntax import TRY, has, statement_before
 from bnext.conversion.uses import Uses
-from bnext.reference import ACTIVATIONS
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _RANK = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
@@ -35,7 +34,9 @@ class FoldedBatchNormAct(nn.Module):
         self.activation = activation
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        return ACTIVATIONS[self.activation](input if residual is None else input + residual)
+        return activations.apply(
+            self.activation, input if residual is None else input + residual
+        )
 
     def extra_repr(self) -> str:
         return f"activation={self.activation!r}"

@@ -140,7 +140,7 @@ class _Search:
             return self._activated(chain, parent, calls.module_activation(function), {})
         options = self._options(function, parent)
         constants = {key: self._scope.resolve(value) for key, value in options.items()}
-        name = calls.function_activation(function, constants)
+        name = activations.of_function(function, constants)
         return self._activated(chain, parent, name, options)
 
     def _method(self, chain: Chain, attribute: ast.Attribute) -> tuple[Chain, ast.expr, bool]:
@@ -172,9 +172,8 @@ class _Search:
         return replace(chain, add=how, residual=other, end=end)
 
     def _options(self, function: Any, call: ast.Call) -> dict[str, ast.expr]:
-        known = next((v for f, v in calls.FUNCTIONS.items() if f is function), None)
-        names = () if known is None else known[1]
-        if known is None or len(call.args) - 1 > len(names) or is_starred(call):
+        names = activations.options_of(function)
+        if names is None or len(call.args) - 1 > len(names) or is_starred(call):
             raise _Stop(_no_activation(call))
         options = dict(zip(names, call.args[1:], strict=False))
         for keyword in call.keywords:

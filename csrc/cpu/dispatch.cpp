@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "backend_cpu.h"
 #include "tensors.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -11,6 +12,7 @@
 #endif
 
 namespace bnext {
+namespace cpu {
 namespace {
 
 const KernelTable& pick_table() {
@@ -34,10 +36,19 @@ const KernelTable& kernel_table() {
   return table;
 }
 
+}  // namespace cpu
+
+const Backend* cpu_backend() {
+  static const cpu::CpuBackend backend;
+  return &backend;
+}
+
 std::string cpu_isa() {
 #if BNEXT_X86_KERNELS
-  const KernelTable* table = &kernel_table();
-  return table == &kKernelsAvx512 ? "AVX512" : table == &kKernelsAvx2 ? "AVX2" : "DEFAULT";
+  const cpu::KernelTable* table = &cpu::kernel_table();
+  return table == &cpu::kKernelsAvx512 ? "AVX512"
+         : table == &cpu::kKernelsAvx2  ? "AVX2"
+                                        : "DEFAULT";
 #else
   return "DEFAULT";
 #endif

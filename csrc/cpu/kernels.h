@@ -13,7 +13,7 @@
 #include "../core/normalize.h"
 #include "../core/welford.h"
 
-namespace bnext {
+namespace bnext::cpu {
 
 // A piece of a tensor: `lines` runs of `length` adjacent elements, `stride` elements from one run
 // to the next. Element j of a line belongs to channel j / inner, counted from the piece's first.
@@ -231,4 +231,4 @@ extern const KernelTable kKernelsDefault;
 extern const KernelTable kKernelsAvx2;
 extern const KernelTable kKernelsAvx512;
 
-}  // namespace bnext
+}  // namespace bnext::cpu

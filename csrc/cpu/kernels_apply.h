@@ -5,7 +5,7 @@
 #include "pack.h"
 #include "tiles.h"
 
-namespace bnext {
+namespace bnext::cpu {
 namespace CPU_CAPABILITY {
 namespace {
 
@@ -68,4 +68,4 @@ void apply(const ApplyArgs<scalar_t>& args, const Slab& slab) {
 
 }  // namespace
 }  // namespace CPU_CAPABILITY
-}  // namespace bnext
+}  // namespace bnext::cpu

@@ -10,7 +10,7 @@
 #define CPU_CAPABILITY_AVX2
 #include "kernels_impl.h"
 
-namespace bnext {
+namespace bnext::cpu {
 const KernelTable kKernelsAvx2 = CPU_CAPABILITY::kTable;
-}  // namespace bnext
+}  // namespace bnext::cpu
 #endif

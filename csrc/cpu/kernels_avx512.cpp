@@ -13,7 +13,7 @@
 #define CPU_CAPABILITY_AVX512
 #include "kernels_impl.h"
 
-namespace bnext {
+namespace bnext::cpu {
 const KernelTable kKernelsAvx512 = CPU_CAPABILITY::kTable;
-}  // namespace bnext
+}  // namespace bnext::cpu
 #endif

@@ -6,7 +6,7 @@
 #include "pack.h"
 #include "tiles.h"
 
-namespace bnext {
+namespace bnext::cpu {
 namespace CPU_CAPABILITY {
 namespace {
 
@@ -62,7 +62,7 @@ struct GradPack {
 };
 
 // Calls f with the functor of the activation and the constant of its derivative's source; the
-// checks leave the output to relu and leaky_relu, and the residual to silu.
+// checks let an activation have the output or the residual, not either.
 template <typename F>
 inline void dispatch_derivative(Activation activation, Derivative derivative, F&& f) {
   using FromInput = std::integral_constant<Derivative, Derivative::kFromInput>;
@@ -70,7 +70,7 @@ inline void dispatch_derivative(Activation activation, Derivative derivative, F&
   using FromOutput = std::integral_constant<Derivative, Derivative::kFromOutput>;
   dispatch_activation(activation, [&](auto act) {
     using Act = decltype(act);
-    using FromExtra = std::conditional_t<std::is_same_v<Act, Silu>, FromResidual, FromOutput>;
+    using FromExtra = std::conditional_t<Act::kFromOutput, FromOutput, FromResidual>;
     if (std::is_same_v<Act, NoActivation> || derivative == Derivative::kFromInput) {
       f(act, FromInput{});
     } else if constexpr (!std::is_same_v<Act, NoActivation>) {
@@ -366,4 +366,4 @@ void grad_apply(const GradApplyArgs<scalar_t>& args, const Slab& slab) {
 
 }  // namespace
 }  // namespace CPU_CAPABILITY
-}  // namespace bnext
+}  // namespace bnext::cpu

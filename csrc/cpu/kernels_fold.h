@@ -5,7 +5,7 @@
 #include "kernels.h"
 #include "pack.h"
 
-namespace bnext {
+namespace bnext::cpu {
 namespace CPU_CAPABILITY {
 namespace {
 
@@ -131,4 +131,4 @@ void coefficients(const CoefficientsArgs<AccType<scalar_t>>& given, std::int64_t
 
 }  // namespace
 }  // namespace CPU_CAPABILITY
-}  // namespace bnext
+}  // namespace bnext::cpu

@@ -6,7 +6,7 @@
 #include "kernels_fold.h"
 #include "kernels_reduce.h"
 
-namespace bnext {
+namespace bnext::cpu {
 namespace CPU_CAPABILITY {
 namespace {
 
@@ -20,4 +20,4 @@ constexpr KernelTable kTable = {
 
 }  // namespace
 }  // namespace CPU_CAPABILITY
-}  // namespace bnext
+}  // namespace bnext::cpu

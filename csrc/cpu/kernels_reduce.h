@@ -6,7 +6,7 @@
 #include "pack.h"
 #include "tiles.h"
 
-namespace bnext {
+namespace bnext::cpu {
 namespace CPU_CAPABILITY {
 namespace {
 
@@ -352,4 +352,4 @@ void reduce(const ReduceArgs<scalar_t>& args, const Slab& slab) {
 
 }  // namespace
 }  // namespace CPU_CAPABILITY
-}  // namespace bnext
+}  // namespace bnext::cpu

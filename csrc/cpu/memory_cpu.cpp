@@ -6,7 +6,7 @@
 #include <sys/mman.h>
 #endif
 
-namespace bnext {
+namespace bnext::cpu {
 
 std::int64_t last_level_cache_bytes() {
   // sysconf(_SC_LEVEL3_CACHE_SIZE) adds up the caches of a whole socket on some virtual machines.
@@ -33,4 +33,4 @@ void advise_huge_pages(const at::Tensor& output) {
 #endif
 }
 
-}  // namespace bnext
+}  // namespace bnext::cpu

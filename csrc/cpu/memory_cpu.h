@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-namespace bnext {
+namespace bnext::cpu {
 
 // The size of the cache that the processor's cores share.
 std::int64_t last_level_cache_bytes();
@@ -14,4 +14,4 @@ std::int64_t last_level_cache_bytes();
 // of one for each 4 KiB. A hint; the memory is used no differently, and never more of it.
 void advise_huge_pages(const at::Tensor& output);
 
-}  // namespace bnext
+}  // namespace bnext::cpu

@@ -24,7 +24,7 @@
 // One function of its own, with all it calls inlined: the loops of a kernel.
 #define BNEXT_KERNEL __attribute__((flatten, noinline))
 
-namespace bnext {
+namespace bnext::cpu {
 namespace CPU_CAPABILITY {
 
 // The lanes of a vector, added in double.
@@ -263,10 +263,13 @@ struct Pack {
 };
 
 }  // namespace CPU_CAPABILITY
+}  // namespace bnext::cpu
+
+namespace bnext {
 
 template <typename scalar_t>
-struct Math<CPU_CAPABILITY::Pack<scalar_t>> {
-  using T = CPU_CAPABILITY::Pack<scalar_t>;
+struct Math<cpu::CPU_CAPABILITY::Pack<scalar_t>> {
+  using T = cpu::CPU_CAPABILITY::Pack<scalar_t>;
   using Vec = typename T::Vec;
 
   BNEXT_INLINE static T constant(double value) { return T(static_cast<typename T::acc_t>(value)); }
@@ -285,7 +288,7 @@ struct Math<CPU_CAPABILITY::Pack<scalar_t>> {
   BNEXT_INLINE static T where_le_zero(const T& x, const T& yes, T no) {
     for (int i = 0; i < T::kVecs; ++i) {
 #if defined(CPU_CAPABILITY_AVX512)
-      no.v[i] = CPU_CAPABILITY::select<_CMP_LE_OQ>(x.v[i], Vec(0), yes.v[i], no.v[i]);
+      no.v[i] = cpu::CPU_CAPABILITY::select<_CMP_LE_OQ>(x.v[i], Vec(0), yes.v[i], no.v[i]);
 #else
       no.v[i] = Vec::blendv(no.v[i], yes.v[i], x.v[i] <= Vec(0));
 #endif
@@ -295,7 +298,7 @@ struct Math<CPU_CAPABILITY::Pack<scalar_t>> {
   BNEXT_INLINE static T positive_part(T x) {
 #if defined(CPU_CAPABILITY_AVX512)
     for (Vec& v : x.v) {
-      v = CPU_CAPABILITY::max_zero(v);
+      v = cpu::CPU_CAPABILITY::max_zero(v);
     }
     return x;
 #else
@@ -305,7 +308,7 @@ struct Math<CPU_CAPABILITY::Pack<scalar_t>> {
   BNEXT_INLINE static T where_gt_zero(const T& x, const T& yes, T no) {
     for (int i = 0; i < T::kVecs; ++i) {
 #if defined(CPU_CAPABILITY_AVX512)
-      no.v[i] = CPU_CAPABILITY::select<_CMP_GT_OQ>(x.v[i], Vec(0), yes.v[i], no.v[i]);
+      no.v[i] = cpu::CPU_CAPABILITY::select<_CMP_GT_OQ>(x.v[i], Vec(0), yes.v[i], no.v[i]);
 #else
       no.v[i] = Vec::blendv(no.v[i], yes.v[i], x.v[i] > Vec(0));
 #endif
@@ -315,7 +318,7 @@ struct Math<CPU_CAPABILITY::Pack<scalar_t>> {
   BNEXT_INLINE static T where_nan(const T& x, const T& yes, T no) {
     for (int i = 0; i < T::kVecs; ++i) {
 #if defined(CPU_CAPABILITY_AVX512)
-      no.v[i] = CPU_CAPABILITY::select<_CMP_UNORD_Q>(x.v[i], x.v[i], yes.v[i], no.v[i]);
+      no.v[i] = cpu::CPU_CAPABILITY::select<_CMP_UNORD_Q>(x.v[i], x.v[i], yes.v[i], no.v[i]);
 #else
       no.v[i] = Vec::blendv(no.v[i], yes.v[i], x.v[i] != x.v[i]);
 #endif

@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-namespace bnext {
+namespace bnext::cpu {
 namespace CPU_CAPABILITY {
 
 // yes where x compares to y, no elsewhere.
@@ -76,4 +76,4 @@ inline __attribute__((always_inline)) void store_in_order(float* p, __m512 even,
 }
 
 }  // namespace CPU_CAPABILITY
-}  // namespace bnext
+}  // namespace bnext::cpu

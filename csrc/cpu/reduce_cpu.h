@@ -8,7 +8,7 @@
 #include "schedule.h"
 #include "tensors.h"
 
-namespace bnext {
+namespace bnext::cpu {
 
 // Moments in double of `rows` sets of the same channels, which have one count per row.
 class MomentRows {
@@ -145,4 +145,4 @@ class Reduce {
   Base batch_base_;
 };
 
-}  // namespace bnext
+}  // namespace bnext::cpu

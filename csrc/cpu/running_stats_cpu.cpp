@@ -1,6 +1,6 @@
 #include "running_stats_cpu.h"
 
-namespace bnext {
+namespace bnext::cpu {
 namespace {
 
 template <typename acc_t>
@@ -13,11 +13,14 @@ void update_channels(
 
 }  // namespace
 
-void RunningStats::update(const std::vector<Welford<double>>& moments) const {
+void update_running_stats(
+    const RunningStatsArgs& running,
+    std::optional<double> momentum,
+    const std::vector<Welford<double>>& moments) {
+  const auto& [mean, var, num_batches_tracked] = running;
   std::int64_t num_batches = 0;
   if (is_given(num_batches_tracked)) {
     num_batches = ++*num_batches_tracked->mutable_data_ptr<std::int64_t>();
-    bump_version(*num_batches_tracked);
   }
   if (!is_given(mean) || moments.empty()) {
     return;
@@ -40,8 +43,6 @@ void RunningStats::update(const std::vector<Welford<double>>& moments) const {
   if (!acc_var.is_same(*var)) {
     var->copy_(acc_var);
   }
-  bump_version(*mean);
-  bump_version(*var);
 }
 
-}  // namespace bnext
+}  // namespace bnext::cpu

@@ -7,16 +7,12 @@
 #include "../core/running_stats.h"
 #include "tensors.h"
 
-namespace bnext {
+namespace bnext::cpu {
 
-struct RunningStats {
-  OptionalTensor mean;
-  OptionalTensor var;
-  OptionalTensor num_batches_tracked;
-  std::optional<double> momentum;
+// `moments`: of the whole batch, one per channel; empty for an empty batch, which only counts.
+void update_running_stats(
+    const RunningStatsArgs& running,
+    std::optional<double> momentum,
+    const std::vector<Welford<double>>& moments);
 
-  // moments: of the whole batch, one per channel; empty for an empty batch, which only counts.
-  void update(const std::vector<Welford<double>>& moments) const;
-};
-
-}  // namespace bnext
+}  // namespace bnext::cpu

@@ -10,7 +10,7 @@
 #include "kernels.h"
 #include "memory_cpu.h"
 
-namespace bnext {
+namespace bnext::cpu {
 
 // Elements below which a piece is not cut further: work for some ten microseconds.
 constexpr std::int64_t kGrainElements = 32768;
@@ -206,4 +206,4 @@ class Schedule {
   std::int64_t plane_cuts_;
 };
 
-}  // namespace bnext
+}  // namespace bnext::cpu

@@ -8,7 +8,7 @@
 #include "schedule.h"
 #include "team.h"
 
-namespace bnext {
+namespace bnext::cpu {
 
 // What run_steps calls of `Steps`:
 //   Scratch                                      what the steps of one ghost hand to each other
@@ -136,4 +136,4 @@ void run_steps(const Schedule& schedule, Steps& steps) {
   }
 }
 
-}  // namespace bnext
+}  // namespace bnext::cpu

@@ -13,7 +13,7 @@
 
 #include "../core/layout.h"
 
-namespace bnext {
+namespace bnext::cpu {
 
 // Stores past the caches are not in order with others: this is for the thread that made them,
 // before another may read. It waits for all of them, too long for once a piece.
@@ -96,4 +96,4 @@ class StepItems {
   std::atomic<std::int64_t> finished_{0};
 };
 
-}  // namespace bnext
+}  // namespace bnext::cpu

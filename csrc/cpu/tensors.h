@@ -7,7 +7,7 @@
 #include "kernels.h"
 #include "schedule.h"
 
-namespace bnext {
+namespace bnext::cpu {
 
 // The tensor itself where it is that already: `to` is a call of the dispatcher in any case.
 inline at::Tensor to_contiguous(const at::Tensor& tensor, at::ScalarType dtype) {
@@ -35,15 +35,14 @@ class ChannelValues {
   const acc_t* data_ = nullptr;
 };
 
-inline Schedule schedule_of(const at::Tensor& input, std::int64_t num_ghosts, Phases phases) {
-  return {
-      layout_of(input, dense_format(input)), static_cast<std::int64_t>(input.element_size()),
-      num_ghosts, phases};
+// Null where the tensor is undefined.
+template <typename T>
+const T* optional_data(const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.const_data_ptr<T>() : nullptr;
 }
-
-template <typename scalar_t>
-const scalar_t* optional_data(const at::Tensor& tensor) {
-  return tensor.defined() ? tensor.const_data_ptr<scalar_t>() : nullptr;
+template <typename T>
+T* optional_mutable_data(const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.mutable_data_ptr<T>() : nullptr;
 }
 
 // Calls f with a value of the C++ type of a checked input dtype.
@@ -64,4 +63,4 @@ void dispatch_dtype(at::ScalarType dtype, F&& f) {
 // dispatch.cpp: the table for the instruction set that ATen uses.
 const KernelTable& kernel_table();
 
-}  // namespace bnext
+}  // namespace bnext::cpu

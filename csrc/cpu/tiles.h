@@ -10,7 +10,7 @@
 #include "../core/layout.h"
 #include "pack.h"
 
-namespace bnext {
+namespace bnext::cpu {
 namespace CPU_CAPABILITY {
 
 // Vectors side by side in a strip. Few enough for the registers of the instruction set, several so
@@ -316,4 +316,4 @@ class Constants {
 };
 
 }  // namespace CPU_CAPABILITY
-}  // namespace bnext
+}  // namespace bnext::cpu

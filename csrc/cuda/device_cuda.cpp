@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "../ops.h"
+#include "../ops/backend.h"
 #include "launch_state.h"
 
 namespace bnext::cuda {

@@ -1,7 +1,8 @@
 // A plan in words, for reports and tests.
 #include <sstream>
 
-#include "../ops.h"
+#include "../checks.h"
+#include "../ops/backend.h"
 #include "tensors_cuda.h"
 
 namespace bnext {
@@ -32,16 +33,21 @@ void describe(std::ostream& text, const char* name, const Launch& launch) {
 std::string cuda_plan(
     const at::Tensor& input, std::optional<std::int64_t> ghost_batch_size, std::int64_t tensors) {
   using namespace cuda;
-  check_input(input);
+  ReduceCall call{
+      input, ghost_batch_size.has_value() ? std::optional<c10::SymInt>(*ghost_batch_size)
+                                          : std::nullopt};
+  check(call);
   TORCH_CHECK(input.numel() > 0, "input must not be empty");
   TORCH_CHECK(tensors >= 1 && tensors <= 3, "tensors must be 1, 2 or 3, got ", tensors);
-  const std::int64_t num_ghosts = check_num_ghosts(input, to_symint(ghost_batch_size)).expect_int();
+  const std::int64_t num_ghosts = call.num_ghosts.expect_int();
   const DeviceScope scope(input);
   const DeviceProperties device = scope.properties();
-  const at::Tensor dense = to_dense(input, dense_format(input));
-  const Operands reads = operands(input, num_ghosts, {dense});
+  const DenseFormat format = dense_format(input);
+  const Layout layout = layout_of(input, format);
+  const at::Tensor dense = to_dense(input, format);
+  const Operands reads = operands(layout, num_ghosts, {dense});
   // What is written is a fresh tensor.
-  const Operands all = operands(input, num_ghosts, {dense, dense.new_empty({1})});
+  const Operands all = operands(layout, num_ghosts, {dense, dense.new_empty({1})});
   const Launch on_chip =
       on_chip_launch(all, static_cast<int>(tensors), device, detail::resident_blocks(device));
   std::ostringstream text;

@@ -47,16 +47,12 @@ inline ChannelArray channel_array(const OptionalTensor& tensor, at::ScalarType d
 }
 
 inline RunningStats running_stats(
-    const OptionalTensor& running_mean,
-    const OptionalTensor& running_var,
-    const OptionalTensor& num_batches_tracked,
-    std::optional<double> momentum,
-    at::ScalarType dtype) {
+    const RunningStatsArgs& args, std::optional<double> momentum, at::ScalarType dtype) {
   RunningStats running;
-  running.mean = channel_array(running_mean, dtype);
-  running.var = channel_array(running_var, dtype);
-  if (is_given(num_batches_tracked)) {
-    running.num_batches = num_batches_tracked->mutable_data_ptr<std::int64_t>();
+  running.mean = channel_array(args.running_mean, dtype);
+  running.var = channel_array(args.running_var, dtype);
+  if (is_given(args.num_batches_tracked)) {
+    running.num_batches = args.num_batches_tracked->mutable_data_ptr<std::int64_t>();
   }
   running.momentum = momentum.value_or(0);
   running.cumulative = !momentum.has_value();
@@ -76,10 +72,18 @@ inline int common_phase(std::initializer_list<at::Tensor> tensors) {
   return phase;
 }
 
+template <typename scalar_t>
+SavedStats<scalar_t> saved_stats(const StatsTensors& stats) {
+  using acc_t = AccType<scalar_t>;
+  return {data_of<acc_t>(stats.mean), data_of<acc_t>(stats.mean_lo), data_of<acc_t>(stats.invstd)};
+}
+
+// `tensors`: all that a kernel reads and writes, the first of them given.
 inline Operands operands(
-    const at::Tensor& input, std::int64_t num_ghosts, std::initializer_list<at::Tensor> tensors) {
+    const Layout& layout, std::int64_t num_ghosts, std::initializer_list<at::Tensor> tensors) {
+  const at::Tensor& input = *tensors.begin();
   Operands out;
-  out.layout = layout_of(input, dense_format(input));
+  out.layout = layout;
   out.num_ghosts = num_ghosts;
   out.element_bytes = static_cast<int>(input.element_size());
   out.acc_bytes = input.scalar_type() == at::kDouble ? 8 : 4;

@@ -15,6 +15,7 @@ using bnext::LeakyRelu;
 using bnext::Math;
 using bnext::NoActivation;
 using bnext::Relu;
+using bnext::Relu6;
 using bnext::Silu;
 using bnext::Welford;
 
@@ -51,11 +52,21 @@ void check_same(T actual, T expected, const std::string& what, Where where = Whe
 template <typename T>
 void piecewise_activations() {
   const T inf = kInf<T>, nan = kNaN<T>, a = T(0.01), max = std::numeric_limits<T>::max();
+  const T below_6 = std::nextafter(T(6), T(0)), above_6 = std::nextafter(T(6), T(7));
   struct {
-    T z, relu, relu_grad, leaky, leaky_grad;
+    T z, relu, relu_grad, leaky, leaky_grad, relu6, relu6_grad;
   } const rows[] = {
-      {0, 0, 0, 0, a},       {T(-0.0), 0, 0, 0, a}, {3, 3, 1, 3, 1},       {-3, 0, 0, -3 * a, a},
-      {inf, inf, 1, inf, 1}, {-inf, 0, 0, -inf, a}, {max, max, 1, max, 1}, {nan, nan, 1, nan, a},
+      {0, 0, 0, 0, a, 0, 0},
+      {T(-0.0), 0, 0, 0, a, 0, 0},
+      {3, 3, 1, 3, 1, 3, 1},
+      {below_6, below_6, 1, below_6, 1, below_6, 1},
+      {6, 6, 1, 6, 1, 6, 0},
+      {above_6, above_6, 1, above_6, 1, 6, 0},
+      {-3, 0, 0, -3 * a, a, 0, 0},
+      {inf, inf, 1, inf, 1, 6, 0},
+      {-inf, 0, 0, -inf, a, 0, 0},
+      {max, max, 1, max, 1, 6, 0},
+      {nan, nan, 1, nan, a, nan, 1},
   };
   const T grad = 8;
   for (const auto& row : rows) {
@@ -64,6 +75,8 @@ void piecewise_activations() {
     check_equal(NoActivation::backward(grad, row.z), grad, "identity'" + at);
     check_same(Relu::forward(row.z), row.relu, "relu" + at);
     check_equal(Relu::backward(grad, row.z), grad * row.relu_grad, "relu'" + at);
+    check_same(Relu6::forward(row.z), row.relu6, "relu6" + at);
+    check_equal(Relu6::backward(grad, row.z), grad * row.relu6_grad, "relu6'" + at);
     check_same(LeakyRelu::forward(row.z), row.leaky, "leaky_relu" + at);
     check_equal(LeakyRelu::backward(grad, row.z), grad * row.leaky_grad, "leaky_relu'" + at);
     // The output may stand for z.
@@ -108,8 +121,8 @@ template <typename Act>
 void check_derivative(const std::string& name) {
   const Exact h = std::ldexp(1.0L, -20), u = kUnit<Exact>;
   for (int i = -80; i <= 80; ++i) {
-    if (i == 0) {
-      continue;  // relu and leaky_relu have a corner there
+    if (i == 0 || i == 24) {
+      continue;  // relu, leaky_relu and relu6 have corners there
     }
     const Exact z = i * 0.25L;
     const Exact slope = (Act::forward(z + h) - Act::forward(z - h)) / (2 * h);
@@ -122,6 +135,7 @@ void check_derivative(const std::string& name) {
 void derivatives() {
   check_derivative<NoActivation>("identity");
   check_derivative<Relu>("relu");
+  check_derivative<Relu6>("relu6");
   check_derivative<LeakyRelu>("leaky_relu");
   check_derivative<Silu>("silu");
 }
@@ -134,6 +148,7 @@ void dispatch_activation() {
   } rows[] = {
       {Activation::kNone, -2},
       {Activation::kRelu, 0},
+      {Activation::kRelu6, 0},
       {Activation::kLeakyRelu, -0.02},
       {Activation::kSilu, -2 / (1 + std::exp(2.0))}};
   for (const auto& row : rows) {

@@ -6,7 +6,7 @@
 
 #include <vector>
 
-#include "../../csrc/ops.h"
+#include "../../csrc/ops/ops.h"
 #include "executor.h"
 
 namespace {
@@ -20,18 +20,9 @@ c10::FunctionSchema schema_of(const char* op) {
 }  // namespace
 
 TORCH_LIBRARY(bnext_simt, m) {
-  const auto def = [&](const char* op, auto function) {
+  for (const char* op : bnext::kOps) {
     m.def(schema_of(op));
-    m.impl(op, torch::dispatch(c10::DispatchKey::CPU, function));
-  };
-  def("batch_norm", TORCH_FN(bnext::batch_norm_cuda));
-  def("batch_norm_backward", TORCH_FN(bnext::batch_norm_backward_cuda));
-  def("batch_norm_reduce", TORCH_FN(bnext::batch_norm_reduce_cuda));
-  def("batch_norm_merge", TORCH_FN(bnext::batch_norm_merge_cuda));
-  def("batch_norm_fold", TORCH_FN(bnext::batch_norm_fold_cuda));
-  def("batch_norm_apply", TORCH_FN(bnext::batch_norm_apply_cuda));
-  def("batch_norm_grad_reduce", TORCH_FN(bnext::batch_norm_grad_reduce_cuda));
-  def("batch_norm_grad_apply", TORCH_FN(bnext::batch_norm_grad_apply_cuda));
+  }
 
   // The executor's settings and counters. As ops, not by pybind11: this module's TLS segment is the
   // kernels' shared memory, and pybind11 keeps variables of its own there.
@@ -57,4 +48,8 @@ TORCH_LIBRARY(bnext_simt, m) {
   m.def("fail_next_launch() -> ()", &simt::fail_next_launch);
   m.def("last_error() -> int", [] { return static_cast<std::int64_t>(cudaPeekAtLastError()); });
   m.def("set_capturing(bool capturing) -> ()", &simt::set_capturing);
+}
+
+TORCH_LIBRARY_IMPL(bnext_simt, CPU, m) {
+  bnext::implement<bnext::cuda_backend>(m);
 }
