@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from bnext.accuracy import (
+from bnext.measure.accuracy import (
     LAYOUTS,
     LayerErrors,
     LayerFactory,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from benchmarks.peers import OURS
 from benchmarks.results import Measurement, Results
-from bnext.timing import Spread
+from bnext.measure.timing import Spread
 
 # Medians move by about a tenth from run to run, through where memory lies and what else runs
 # (docs/performance.md, 2026-11-23): less is no news, however narrow the quartiles.

@@ -16,7 +16,7 @@ import typer
 import bnext
 from benchmarks.environment import CALM, KEEP_MEMORY, restart_with
 from benchmarks.grid import SHAPES
-from bnext.bench import make_inputs
+from bnext.measure.bench import make_inputs
 
 
 def times(

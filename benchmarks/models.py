@@ -28,7 +28,7 @@ from benchmarks import results
 from benchmarks.environment import CALM, restart_with
 from benchmarks.report import machine_line, table
 from bnext.conversion.calls import module_activation
-from bnext.timing import Clock, Loop, Rounds, interleave, ratio, repeat
+from bnext.measure.timing import Clock, Loop, Rounds, interleave, ratio, repeat
 
 CLASSES = 10
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import native
-from bnext.timing import Loop
+from bnext.measure.timing import Loop
 
 
 def missing(dtype: torch.dtype = torch.float32) -> str | None:

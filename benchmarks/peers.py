@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from benchmarks import native, onednn
 from benchmarks.grid import Cell
-from bnext import bench
-from bnext.bench import GHOST, Inputs, make_inputs, module_loop
-from bnext.timing import Loop, repeat
+from bnext.measure import bench
+from bnext.measure.bench import GHOST, Inputs, make_inputs, module_loop
+from bnext.measure.timing import Loop, repeat
 
 OURS = ("bnext", "bnext ghosts")
 TORCH = ("eager", "eager in-place", "compiled")

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.grid import DTYPES, RUNS
 from benchmarks.results import Measurement, Results
 from benchmarks.targets import THREADS, Verdict, kept_floats_per_channel, verdicts
-from bnext.bench import PASSES
+from bnext.measure.bench import PASSES
 
 # The least that must move, in copies, where no cache helps; below, memory is not the limit.
 FLOORS = {"forward": PASSES["forward"] / 2, "backward": PASSES["backward"] / 2}

@@ -19,7 +19,7 @@ import bnext
 from benchmarks.environment import settings
 from benchmarks.grid import Cell, last_level_cache_bytes
 from benchmarks.peers import OURS
-from bnext.timing import Rounds, Spread, ratio, spread
+from bnext.measure.timing import Rounds, Spread, ratio, spread
 
 VERSION = 1
 

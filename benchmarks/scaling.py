@@ -20,7 +20,7 @@ from benchmarks.grid import RUNS, THREADS, Cell
 from benchmarks.report import machine_line, table
 from benchmarks.results import Measurement
 from benchmarks.worker import spawn
-from bnext.bench import PASSES
+from bnext.measure.bench import PASSES
 
 MEBIBYTES = (1, 4, 16, 64, 256, 1024)
 ROW = {"rows": (256,), "planes": (64, 56, 56), "channels_last": (64, 56, 56)}  # of one sample

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from benchmarks.grid import Cell
 from benchmarks.peers import TORCH
 from benchmarks.results import Measurement, Results
-from bnext.timing import Spread
+from bnext.measure.timing import Spread
 
 THREADS = 2
 FLOAT32_BYTES = 4

@@ -21,7 +21,7 @@ from benchmarks import peers
 from benchmarks.environment import CALM, KEEP_MEMORY
 from benchmarks.grid import RUNS, Cell
 from benchmarks.results import Measurement, from_json, summarize, to_json
-from bnext.timing import Clock, interleave
+from bnext.measure.timing import Clock, interleave
 
 ROOT = Path(__file__).parents[1]
 

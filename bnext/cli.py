@@ -49,8 +49,8 @@ def demo(
     try:
         import matplotlib  # noqa: F401
 
-        from bnext.accuracy import num_threads
         from bnext.demo import QUICK, Settings, run
+        from bnext.measure.accuracy import num_threads
 
         settings = dataclasses.replace(QUICK if quick else Settings(), seed=seed)
         with num_threads(threads):
@@ -95,7 +95,7 @@ def accuracy(
     threads: _Threads = None,
 ) -> None:
     """How far running_var and the output are from float64, for growing offsets of the input."""
-    from bnext.accuracy import LAYOUTS, layers_for, make_sample, measure
+    from bnext.measure.accuracy import LAYOUTS, layers_for, make_sample, measure
 
     torch_dtype = _dtype(dtype)
     layout = layout or ("channels_last" if len(shape) > 3 else "contiguous")
@@ -131,9 +131,9 @@ def bench(
     """Time of BatchNorm + ReLU of one shape, beside PyTorch's, interleaved and paired."""
     import torch
 
-    from bnext import bench as suite
-    from bnext.accuracy import num_threads
-    from bnext.timing import ratio, spread
+    from bnext.measure import bench as suite
+    from bnext.measure.accuracy import num_threads
+    from bnext.measure.timing import ratio, spread
 
     torch_dtype = _dtype(dtype)
     if layout not in ("contiguous", "channels_last"):

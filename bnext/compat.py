@@ -25,7 +25,7 @@ class NormBase(_NormBase):
 
 
 # Before, dynamo took every compilation for an export.
-_DYNAMO_TELLS_EXPORTS = TorchVersion(torch.__version__) >= (2, 14)
+_DYNAMO_TELLS_EXPORTS = TorchVersion(torch.__version__) >= "2.14"
 
 
 def is_exporting() -> bool:

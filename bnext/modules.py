@@ -9,7 +9,7 @@ from torch.distributed import ProcessGroup
 from bnext import activations
 from bnext.compat import NormBase
 from bnext.functional import check_ghost_batch_size, layer_forward
-from bnext.statistics import (
+from bnext.running_stats import (
     Accumulation,
     SharedGroup,
     check_process_group,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bnext import activations
 
+
 def num_ghosts(n_batch: int, ghost_batch_size: int | None) -> int:
     """``ceil(n_batch / ghost_batch_size)``, 1 for plain batch norm or an empty batch."""
     if ghost_batch_size is None or n_batch == 0 or ghost_batch_size >= n_batch:

@@ -29,7 +29,7 @@ def register() -> None:
     if opacus is None:
         return
     validators, fixers = opacus.ModuleValidator.VALIDATORS, opacus.ModuleValidator.FIXERS
-    for layer, plain in {**_NORMS, **_NORMS_WITH_ACTIVATION}.items():
+    for layer, plain in (*_NORMS.items(), *_NORMS_WITH_ACTIVATION.items()):
         if plain in validators:
             validators.setdefault(layer, validators[plain])
     for layer, plain in _NORMS.items():

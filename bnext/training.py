@@ -14,7 +14,7 @@ from torch.optim import swa_utils
 
 from bnext.conversion import convert, is_batch_norm
 from bnext.modules import _FusedBatchNorm, own_parameters
-from bnext.statistics import DEFAULT_GROUP, Accumulation, check_process_group, flush
+from bnext.running_stats import DEFAULT_GROUP, Accumulation, check_process_group, flush
 
 _NORMALISATIONS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.RMSNorm)
 

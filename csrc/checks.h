@@ -1,5 +1,5 @@
-// One named check per contract of the ops. They take meta tensors and symbolic sizes too, so that no
-// shape, dtype, device or stride reaches a kernel unchecked, and compiled graphs fail as early.
+// One named check per contract of the ops. They take meta tensors and symbolic sizes too, so that
+// no shape, dtype, device or stride reaches a kernel unchecked, and compiled graphs fail as early.
 #pragma once
 
 #include "ops/calls.h"

@@ -142,9 +142,8 @@ PyObject* below_autograd(PyObject* /*module*/, PyObject* overload) {
       "below_autograd", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&Below::call)),
       METH_FASTCALL, nullptr};
   const auto name = pybind11::handle(overload).attr("name")().cast<std::string>();
-  const auto op = c10::Dispatcher::singleton()
-                      .findSchemaOrThrow(name.c_str(), "")
-                      .template typed<Op>();
+  const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow(name.c_str(), "").template typed<Op>();
   Py_INCREF(overload);
   const auto capsule = pybind11::reinterpret_steal<pybind11::object>(
       PyCapsule_New(new Bound{op, overload}, nullptr, nullptr));
@@ -158,7 +157,8 @@ PyObject* below_autograd(PyObject* /*module*/, PyObject* overload) {
 // `import bnext._C` also runs the registrations of library.cpp.
 PyMODINIT_FUNC PyInit__C() {
   static PyMethodDef methods[] = {
-      {"batch_norm_below_autograd", &bnext::below_autograd<bnext::ForwardCall::Op>, METH_O, nullptr},
+      {"batch_norm_below_autograd", &bnext::below_autograd<bnext::ForwardCall::Op>, METH_O,
+       nullptr},
       {"batch_norm_backward_below_autograd", &bnext::below_autograd<bnext::BackwardCall::Op>,
        METH_O, nullptr},
       {nullptr, nullptr, 0, nullptr}};

@@ -63,7 +63,7 @@ BackwardTensors backward_tensors(
       in.bias,
       contiguous_stats(in.saved),
       activation,
-      from_output               ? Derivative::kFromOutput
+      from_output             ? Derivative::kFromOutput
       : is_given(in.residual) ? Derivative::kFromResidual
                               : Derivative::kFromInput,
       grad_input,

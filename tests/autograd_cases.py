@@ -13,9 +13,8 @@ from itertools import product
 import torch
 import torch.nn.functional as F
 from cases import ACTIVATIONS
-from oracle import KINKS
 from op_samples import ops
-from oracle import activate
+from oracle import KINKS, activate
 from torch import Tensor
 
 import bnext

@@ -15,7 +15,7 @@ from torch.autograd import gradgradcheck
 from torch.utils.checkpoint import checkpoint
 
 import bnext
-from bnext.bench import kept_for_backward
+from bnext.measure.bench import kept_for_backward
 
 pytestmark = pytest.mark.usefixtures("device")
 

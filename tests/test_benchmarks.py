@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 import bnext.cli
 from benchmarks import compare, grid, onednn, peers, report, results, suite, targets, worker
 from benchmarks.grid import RUNS, Cell
-from bnext import timing
-from bnext.bench import PASSES, Inputs
-from bnext.timing import Clock, Loop, Rounds, Spread, interleave, ratio, spread
+from bnext.measure import timing
+from bnext.measure.bench import PASSES, Inputs
+from bnext.measure.timing import Clock, Loop, Rounds, Spread, interleave, ratio, spread
 
 MACHINE = {"processor": "none", "isa": "none", "torch": "0", "date": "2026-11-24",
            "last_level_cache_bytes": 32 << 20}  # fmt: skip

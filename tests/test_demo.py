@@ -24,9 +24,10 @@ from typer.testing import CliRunner
 
 import bnext
 from benchmarks import accuracy as accuracy_report
-from bnext import accuracy, demo
+from bnext import demo
 from bnext.cli import app
 from bnext.demo import check, data, models, training
+from bnext.measure import accuracy
 
 # Not imported: see bnext/demo/data.py.
 needs_flights = pytest.mark.skipif(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -24,9 +26,9 @@ CUDA_HEADERS = re.compile(
 )
 NUMBER_TYPES = re.compile(r"c10/util/(BFloat16|Half)(-inl)?\.h")
 TORCH = re.compile(r"(ATen|torch|c10|caffe2|pybind11)/.*|Python\.h")
-# Where a tensor may appear, beside the files that lie in csrc/ itself (checks, schemas, meta).
+# Where a tensor may appear, beside the files that lie in csrc/ itself (checks, schemas).
 TENSOR_FILES = re.compile(
-    r"cpu/(.*_cpu\.(cpp|h)|dispatch\.cpp|tensors\.h|team\.h)|cuda/(.*_cuda\.(cu|cpp|h)|.*\.cu)"
+    r"ops/.*|cpu/(.*_cpu\.(cpp|h)|dispatch\.cpp|tensors\.h|team\.h)|cuda/(.*_cuda\.(cu|cpp|h)|.*\.cu)"
 )
 
 
@@ -156,7 +158,7 @@ def long_files(root: Path) -> list[str]:
 
 # A module may import those of a smaller rank. What is not listed (demo, cli, ...) stands above.
 RANK = {"activations": -1, "_C": 0, "_build_info": 0, "_version": 0, "reference": 0, "ops": 1, "autograd": 2,
-        "functional": 3, "steps": 3, "statistics": 4, "modules": 5, "compat": 0,
+        "functional": 3, "unfused": 3, "running_stats": 4, "modules": 5, "compat": 0,
         "registries": 6, "conversion": 7, "training": 8}  # fmt: skip
 TOP = 9
 
@@ -221,6 +223,14 @@ def test_python_imports_point_one_way() -> None:
     assert cycles(python_graph(ROOT / "bnext" / "conversion", "bnext.conversion")) == []
 
 
+def test_import_loads_nothing_that_measures_or_prints() -> None:
+    code = "import sys, torch; old = {*sys.modules}; import bnext; print(*{*sys.modules} - old)"
+    loaded = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+    assert not [n for n in loaded if n.startswith(("bnext.measure", "bnext.demo", "bnext.cli"))]
+    others = {name.partition(".")[0] for name in loaded}
+    assert not others & {"rich", "typer", "matplotlib", "timeit", "pandas", "sklearn"}
+
+
 # --- The checker itself, on trees with one planted fault
 
 
@@ -231,12 +241,13 @@ CLEAN = {
     "csrc/cpu/pack.h": '#include <ATen/cpu/vec/vec.h>\n#include "kernels.h"\n',
     "csrc/cpu/kernels_impl.h": '#include "pack.h"\n#include "../core/normalize.h"\n',
     "csrc/cpu/kernels_avx2.cpp": '#include "kernels_impl.h"\n',
-    "csrc/cpu/batch_norm_cpu.cpp": '#include <ATen/core/Tensor.h>\n#include "../checks.h"\n'
+    "csrc/cpu/forward_cpu.cpp": '#include <ATen/core/Tensor.h>\n#include "../checks.h"\n'
     '#include "kernels.h"\n',
     "csrc/cuda/launch_config.h": "#include <cstdint>\n",
     "csrc/cuda/kernels.cuh": '#include <cuda_fp16.h>\n#include "launch_config.h"\n',
-    "csrc/cuda/batch_norm_cuda.cu": '#include <ATen/core/Tensor.h>\n#include "kernels.cuh"\n',
+    "csrc/cuda/fold_cuda.cu": '#include <ATen/core/Tensor.h>\n#include "kernels.cuh"\n',
     "csrc/checks.h": '#include <ATen/core/Tensor.h>\n#include "core/welford.h"\n',
+    "csrc/ops/forward.cpp": '#include <ATen/core/Tensor.h>\n#include "../checks.h"\n',
     "csrc/library.cpp": '#include <torch/library.h>\n#include "checks.h"\n',
     "bnext/reference.py": "import torch\n",
     "bnext/ops.py": "import torch\nfrom . import _C\n",
@@ -255,11 +266,12 @@ FAULTS = {
     "kernel sees a tensor through a header": ("csrc/cpu/pack.h", "#include <ATen/core/Tensor.h>"),
     "kernel includes checks": ("csrc/cpu/kernels_impl.h", '#include "../checks.h"'),
     "kernel includes the wrong c10": ("csrc/cpu/kernels.h", "#include <c10/core/ScalarType.h>"),
-    "cpu includes cuda": ("csrc/cpu/batch_norm_cpu.cpp", '#include "../cuda/launch_config.h"'),
+    "cpu includes cuda": ("csrc/cpu/forward_cpu.cpp", '#include "../cuda/launch_config.h"'),
     "library includes cpu": ("csrc/library.cpp", '#include "cpu/kernels.h"'),
+    "an op includes cuda": ("csrc/ops/forward.cpp", '#include "../cuda/launch_config.h"'),
     "device code includes torch": ("csrc/cuda/kernels.cuh", "#include <ATen/core/Tensor.h>"),
     "launch_config includes c10": ("csrc/cuda/launch_config.h", "#include <c10/util/Half.h>"),
-    "torch/extension.h in a .cu": ("csrc/cuda/batch_norm_cuda.cu", "#include <torch/extension.h>"),
+    "torch/extension.h in a .cu": ("csrc/cuda/fold_cuda.cu", "#include <torch/extension.h>"),
     "a header that does not exist": ("csrc/checks.h", '#include "missing.h"'),
     "include cycle": ("csrc/core/welford.h", '#include "normalize.h"'),
     "long file": ("csrc/core/welford.h", "//\n" * MAX_LINES),

@@ -11,7 +11,7 @@ from op_samples import ops
 from torch import Tensor, nn
 
 import bnext
-from bnext.bench import kept_for_backward
+from bnext.measure.bench import kept_for_backward
 
 pytestmark = pytest.mark.usefixtures("device")
 

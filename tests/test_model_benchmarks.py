@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from benchmarks import models, scaling
 from benchmarks.models import NETWORKS, bare, training_step
-from bnext.timing import Rounds
+from bnext.measure.timing import Rounds
 
 
 def test_the_bare_network_has_no_norm_and_trains() -> None:

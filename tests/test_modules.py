@@ -12,8 +12,6 @@ from layers import ACT, ALL, PLAIN, SHAPES, TORCH, assert_same_state, trained
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-import bnext
-
 PAIRS = tuple(zip(ALL, TORCH * 2, strict=True))  # ours, the one of torch.nn
 
 by_class = pytest.mark.parametrize("cls", ALL, ids=lambda c: c.__name__)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import bnext  # noqa: F401  (registers the ops)
 from benchmarks.gpu import timing
 from benchmarks.gpu.shapes import LEAST, Cell, cells
-from bnext.accuracy import to_layout
+from bnext.measure.accuracy import to_layout
 from tools.gpu_run.records import record
 
 ops = torch.ops.bnext

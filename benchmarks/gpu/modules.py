@@ -16,9 +16,9 @@ import typer
 from torch import nn
 
 from benchmarks.gpu.shapes import BF16, F32
-from bnext import bench
-from bnext.bench import Inputs
-from bnext.timing import Clock, Loop, interleave, ratio, spread
+from bnext.measure import bench
+from bnext.measure.bench import Inputs
+from bnext.measure.timing import Clock, Loop, interleave, ratio, spread
 from tools.gpu_run.records import record
 
 Shape = tuple[tuple[int, ...], str, torch.dtype]

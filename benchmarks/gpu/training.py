@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import bnext
-from bnext.timing import Clock, interleave, ratio, repeat, spread
+from bnext.measure.timing import Clock, interleave, ratio, repeat, spread
 from tools.gpu_run.records import record
 
 NETWORK, BATCH, SIZE, CLASSES = "resnet50", 64, 224, 1000

@@ -153,8 +153,10 @@ def _name(activation: Any, options: dict[str, Any] | None) -> str | None:
 
 def _may_keep_output(name: str | None) -> bool:
     """Whether backward may need the output as it is now: torch's own does, or bnext's does not."""
-    return name is None or not activations.from_output(name) or (
-        activations.ACTIVATIONS[name].torch_keeps_output
+    return (
+        name is None
+        or not activations.from_output(name)
+        or (activations.ACTIVATIONS[name].torch_keeps_output)
     )
 
 

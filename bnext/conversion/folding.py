@@ -34,9 +34,7 @@ class FoldedBatchNormAct(nn.Module):
         self.activation = activation
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        return activations.apply(
-            self.activation, input if residual is None else input + residual
-        )
+        return activations.apply(self.activation, input if residual is None else input + residual)
 
     def extra_repr(self) -> str:
         return f"activation={self.activation!r}"

@@ -12,7 +12,7 @@ from bnext import modules
 from bnext.conversion.calls import module_activation
 from bnext.conversion.classes import Recipe, become, set_class
 from bnext.conversion.scope import original_class
-from bnext.statistics import DEFAULT_GROUP, flush
+from bnext.running_stats import DEFAULT_GROUP, flush
 
 _SWAPPED: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm1d: modules.BatchNorm1d,

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bnext import activations
 from bnext.conversion import calls
 from bnext.conversion.chains import Chain, Found
 from bnext.conversion.order import Order

@@ -17,7 +17,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 import bnext
-from bnext import accuracy
 from bnext.demo.check import Comparison, compare
 from bnext.demo.data import Dataset, digits, flights
 from bnext.demo.models import (
@@ -40,6 +39,7 @@ from bnext.demo.report import (
     task_table,
 )
 from bnext.demo.training import constant_score, n_steps, paired_time, predict, train
+from bnext.measure import accuracy
 
 __all__ = ["QUICK", "Settings", "run"]
 

@@ -1,6 +1,6 @@
-// The activations that a layer can fuse: one functor each, over a scalar or a SIMD vector. A new one
-// is an enumerator, a functor and its place in `Activations`, all in this file; its other half is an
-// entry in bnext/activations.py.
+// The activations that a layer can fuse: one functor each, over a scalar or a SIMD vector. A new
+// one is an enumerator, a functor and its place in `Activations`, all in this file; its other half
+// is an entry in bnext/activations.py.
 #pragma once
 
 #include <optional>

@@ -47,8 +47,8 @@ std::string cpu_isa() {
 #if BNEXT_X86_KERNELS
   const cpu::KernelTable* table = &cpu::kernel_table();
   return table == &cpu::kKernelsAvx512 ? "AVX512"
-         : table == &cpu::kKernelsAvx2  ? "AVX2"
-                                        : "DEFAULT";
+         : table == &cpu::kKernelsAvx2 ? "AVX2"
+                                       : "DEFAULT";
 #else
   return "DEFAULT";
 #endif

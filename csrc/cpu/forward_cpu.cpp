@@ -59,8 +59,8 @@ class ReduceSteps {
   double* m2_;
 };
 
-// The steps of batch_norm, and of batch_norm_apply and eval, which have no reduction: the statistics
-// are given.
+// The steps of batch_norm, and of batch_norm_apply and eval, which have no reduction: the
+// statistics are given.
 template <typename scalar_t>
 class ForwardSteps {
  public:
@@ -117,8 +117,8 @@ class ForwardSteps {
     const std::int64_t i = ghost * schedule_.n_channel() + first;
     kernel_table().of<scalar_t>().statistics(
         {Reduce<scalar_t>::base_at(scratch.partials, first), moments.mean(0) + first,
-         moments.m2(0) + first, schedule_.count(ghost), eps_, saved_.mean + i,
-         saved_.mean_lo + i, saved_.invstd + i},
+         moments.m2(0) + first, schedule_.count(ghost), eps_, saved_.mean + i, saved_.mean_lo + i,
+         saved_.invstd + i},
         channels.size());
     reduce_.add_to_group(ghost, group, channels, scratch.partials);
     set_constants(ghost, channels, scratch);

@@ -51,8 +51,8 @@ inline void inverse_stds<float>(
     const __m512d squares = _mm512_maskz_loadu_pd(lanes, m2 + c);
     const __mmask8 nan = _mm512_cmp_pd_mask(squares, squares, _CMP_UNORD_Q);
     // As overflowed_m2.
-    const __m512d sum = _mm512_mask_add_pd(
-        squares, nan, _mm512_sub_pd(centre, centre), _mm512_set1_pd(INFINITY));
+    const __m512d sum =
+        _mm512_mask_add_pd(squares, nan, _mm512_sub_pd(centre, centre), _mm512_set1_pd(INFINITY));
     const __m512d variance = _mm512_mul_pd(sum, _mm512_set1_pd(one_over_n));
     const __m512d x = _mm512_add_pd(variance, _mm512_set1_pd(eps));
     const __m512d r = _mm512_rsqrt14_pd(x);
@@ -78,8 +78,7 @@ void statistics(const StatisticsArgs<AccType<scalar_t>>& given, std::int64_t n_c
     mean[c] = high;
     mean_lo[c] = low;
   }
-  inverse_stds<acc_t>(
-      args.mean, args.m2, 1.0 / args.count, args.eps, args.save_invstd, n_channel);
+  inverse_stds<acc_t>(args.mean, args.m2, 1.0 / args.count, args.eps, args.save_invstd, n_channel);
 }
 
 template <typename scalar_t>

@@ -8,10 +8,8 @@ namespace bnext::cuda {
 
 class CudaBackend final : public Backend {
  public:
-  void forward(
-      const ForwardCall& call,
-      const ForwardTensors& tensors,
-      const StatsTensors& saved) const override;
+  void forward(const ForwardCall& call, const ForwardTensors& tensors, const StatsTensors& saved)
+      const override;
   void reduce(
       const at::Tensor& input, const Layout& layout, const MomentTensors& moments) const override;
   void merge(const MomentTensors& sets, const MomentTensors& merged) const override;

@@ -89,8 +89,10 @@ void backward(
   }
   if (launch.blocks == 0) {
     const bool needs_coefficients = applies && !frozen;
-    const at::Tensor coef_x = needs_coefficients ? at::empty_like(tensors.saved.mean) : at::Tensor();
-    const at::Tensor coef_0 = needs_coefficients ? at::empty_like(tensors.saved.mean) : at::Tensor();
+    const at::Tensor coef_x =
+        needs_coefficients ? at::empty_like(tensors.saved.mean) : at::Tensor();
+    const at::Tensor coef_0 =
+        needs_coefficients ? at::empty_like(tensors.saved.mean) : at::Tensor();
     outputs.coef_x = data_of<acc_t>(coef_x);
     outputs.coef_0 = data_of<acc_t>(coef_0);
     grad_reduce<scalar_t>(device, tensors, elements, outputs);

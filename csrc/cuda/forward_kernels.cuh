@@ -240,8 +240,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSm)
   const double batch_base = base_of<kRows>(args.input, tiling, 0, work.tile, thread);
   if (tiling.num_ghosts > 1) {
     const TripleSets ghosts = args.workspace.ghosts.at(work.tile, piece.channel, 0);
-    store_triples(
-        ghosts, work.ghost, piece, thread, rebase<scalar_t>(welford, base - batch_base));
+    store_triples(ghosts, work.ghost, piece, thread, rebase<scalar_t>(welford, base - batch_base));
     if (!arrive_last(
             counters.ghosts + work.tile, static_cast<unsigned>(tiling.num_ghosts), shared.flag())) {
       return;

@@ -209,7 +209,11 @@ class ThreadMoments {
 // What the means of a ghost are relative to (kHasBase), by the thread of the channel; else 0.
 template <bool kRows, typename scalar_t>
 __device__ __forceinline__ double base_of(
-    const scalar_t* input, const Tiling& tiling, std::int64_t ghost, std::int32_t tile, int thread) {
+    const scalar_t* input,
+    const Tiling& tiling,
+    std::int64_t ghost,
+    std::int32_t tile,
+    int thread) {
   double base = 0;
   if constexpr (kHasBase<scalar_t>) {
     const Piece first = tiling.piece(kRows, ghost, tile, 0);
@@ -310,7 +314,8 @@ __device__ __forceinline__ ChannelStats<AccType<scalar_t>> finish_ghost(
   return stats;
 }
 
-// The update of a channel's running statistics by the whole batch, whose mean is relative to `base`.
+// The update of a channel's running statistics by the whole batch, whose mean is relative to
+// `base`.
 template <typename scalar_t>
 __device__ __forceinline__ void update_running(
     const RunningStats& running,

@@ -34,8 +34,8 @@ std::string cuda_plan(
     const at::Tensor& input, std::optional<std::int64_t> ghost_batch_size, std::int64_t tensors) {
   using namespace cuda;
   ReduceCall call{
-      input, ghost_batch_size.has_value() ? std::optional<c10::SymInt>(*ghost_batch_size)
-                                          : std::nullopt};
+      input,
+      ghost_batch_size.has_value() ? std::optional<c10::SymInt>(*ghost_batch_size) : std::nullopt};
   check(call);
   TORCH_CHECK(input.numel() > 0, "input must not be empty");
   TORCH_CHECK(tensors >= 1 && tensors <= 3, "tensors must be 1, 2 or 3, got ", tensors);

@@ -72,8 +72,7 @@ Tensor2 batch_norm_grad_apply(const Backend* backend, GradApplyCall& call) {
   if (backend != nullptr && input.numel() != 0 && grads.any()) {
     std::optional<GradSumTensors> sums;
     if (is_given(call.count)) {
-      sums = {
-          call.count->contiguous(), call.sum_dy->contiguous(), call.sum_dy_xmu->contiguous()};
+      sums = {call.count->contiguous(), call.sum_dy->contiguous(), call.sum_dy_xmu->contiguous()};
     }
     backend->grad_apply(
         backward_tensors(call.in, call.activation, format, grads.input, grads.residual), sums);

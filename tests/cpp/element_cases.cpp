@@ -56,16 +56,11 @@ void piecewise_activations() {
   struct {
     T z, relu, relu_grad, leaky, leaky_grad, relu6, relu6_grad;
   } const rows[] = {
-      {0, 0, 0, 0, a, 0, 0},
-      {T(-0.0), 0, 0, 0, a, 0, 0},
-      {3, 3, 1, 3, 1, 3, 1},
-      {below_6, below_6, 1, below_6, 1, below_6, 1},
-      {6, 6, 1, 6, 1, 6, 0},
-      {above_6, above_6, 1, above_6, 1, 6, 0},
-      {-3, 0, 0, -3 * a, a, 0, 0},
-      {inf, inf, 1, inf, 1, 6, 0},
-      {-inf, 0, 0, -inf, a, 0, 0},
-      {max, max, 1, max, 1, 6, 0},
+      {0, 0, 0, 0, a, 0, 0},         {T(-0.0), 0, 0, 0, a, 0, 0},
+      {3, 3, 1, 3, 1, 3, 1},         {below_6, below_6, 1, below_6, 1, below_6, 1},
+      {6, 6, 1, 6, 1, 6, 0},         {above_6, above_6, 1, above_6, 1, 6, 0},
+      {-3, 0, 0, -3 * a, a, 0, 0},   {inf, inf, 1, inf, 1, 6, 0},
+      {-inf, 0, 0, -inf, a, 0, 0},   {max, max, 1, max, 1, 6, 0},
       {nan, nan, 1, nan, a, nan, 1},
   };
   const T grad = 8;

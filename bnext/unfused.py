@@ -1,5 +1,5 @@
-"""Training's forward in steps, with something between reduce and apply: triples of other processes,
-or an update of the running statistics that waits (docs/design.md, section 5).
+"""Training's forward by the separate ops, with something between reduce and apply: triples of other
+processes, or an update of the running statistics that waits.
 
 The ops are those of docs/ops.md. One collective forward and one backward: every process gathers
 the others' rows and merges them in rank order, so that all have the same bits.
@@ -22,7 +22,7 @@ from bnext.autograd import check_can_be_saved
 Triple = tuple[Tensor, Tensor, Tensor]
 
 
-class BatchNormInStepsFunction(torch.autograd.Function):
+class UnfusedBatchNormFunction(torch.autograd.Function):
     """``activation(batch_norm(input) + residual)`` of training; ``rest``: eps, activation, ghosts,
     group, and what takes the merged triple of the whole batch."""
 
@@ -80,7 +80,7 @@ class BatchNormInStepsFunction(torch.autograd.Function):
         )
 
 
-def batch_norm_in_steps(
+def unfused_batch_norm(
     input: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -95,7 +95,7 @@ def batch_norm_in_steps(
     alone; ghosts are always normalised by themselves. ``update`` gets the merged (count, mean, M2),
     of shapes (1,), (1, C), (1, C)."""
     rest = (eps, activation, ghost_batch_size, group, update)
-    return BatchNormInStepsFunction.apply(input, weight, bias, residual, rest)
+    return UnfusedBatchNormFunction.apply(input, weight, bias, residual, rest)
 
 
 def _gather_triples(triple: Triple, group: ProcessGroup) -> Triple:

@@ -17,7 +17,7 @@ from torch.distributed import ProcessGroup
 from bnext import ops
 from bnext.autograd import unchanged_on_error
 from bnext.functional import layer_forward
-from bnext.steps import Triple, batch_norm_in_steps, gather
+from bnext.unfused import Triple, gather, unfused_batch_norm
 
 DEFAULT_GROUP = "default"  # torch.distributed's, whatever it is when a layer is called
 
@@ -112,7 +112,7 @@ def training_forward(
         _agree_once(layer, group, input.device)
     try:
         with unchanged_on_error(running.mean, running.var, running.counter):
-            return batch_norm_in_steps(
+            return unfused_batch_norm(
                 input, weight, bias, residual, layer.eps, activation, layer.ghost_batch_size,
                 group, update,
             )  # fmt: skip

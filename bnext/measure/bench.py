@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import bnext
-from bnext.accuracy import to_layout
-from bnext.timing import Clock, Loop, Rounds, interleave, repeat
+from bnext.measure.accuracy import to_layout
+from bnext.measure.timing import Clock, Loop, Rounds, interleave, repeat
 
 MODES = ("forward", "forward_backward", "eval")
 # Tensors of the input's size that a call reads or writes where no cache helps: forward reads the

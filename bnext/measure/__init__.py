@@ -1,0 +1,1 @@
+"""How accurate and how fast batch norms are: for `python -m bnext` and for benchmarks/."""
