@@ -45,9 +45,9 @@ models: $(VENV)/built
 scaling: $(VENV)/built
 	$(BIN)/python -m benchmarks.scaling
 
-# The table of README.md: running_var and outputs of bnext and PyTorch against float64.
+# The table of docs/accuracy.md: running_var and outputs of bnext and PyTorch against float64.
 accuracy: $(VENV)/built
-	$(BIN)/python -m benchmarks.accuracy --readme README.md
+	$(BIN)/python -m benchmarks.accuracy --table docs/accuracy.md
 
 # docs/models.md, docs/fusion.md: bnext.convert on networks of torchvision, timm and others; what it
 # computes, and what it fuses.

@@ -1,9 +1,9 @@
 """Accuracy of bnext beside PyTorch, measured against float64.
 
-    python -m benchmarks.accuracy [--readme README.md]    # the table of the README
+    python -m benchmarks.accuracy [--table docs/accuracy.md]
     python -m benchmarks.accuracy --full                  # every shape, layout and dtype
 
-With ``--readme`` the table is also written between the markers of that file.
+With ``--table`` the table is also written between the markers of that file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ THREADS = (1, 2)
 MEANS = (0.0, 1e2, 1e3, 1e4, 1e6)
 HALF_MEANS = (0.0, 1e2, 1e3)  # beyond, a half-precision input is one constant: nothing to measure
 
-README_INPUTS: tuple[tuple[tuple[int, ...], str], ...] = (
+TABLE_INPUTS: tuple[tuple[tuple[int, ...], str], ...] = (
     ((64, 4, 224, 224), "channels_last"),
     ((64, 4, 224, 224), "contiguous"),
     ((32, 64, 56, 56), "channels_last"),
@@ -72,9 +72,9 @@ def measure_all_threads(
     return _worst([measure(layer, sample, n, backward=backward, device=device) for n in counts])
 
 
-def readme_results(device: str) -> Results:
+def table_results(device: str) -> Results:
     results: Results = {}
-    for shape, layout in README_INPUTS:
+    for shape, layout in TABLE_INPUTS:
         for mean in MEANS:
             sample = make_sample(shape, mean, layout)
             for library, layer in layers_for(len(shape)).items():
@@ -108,7 +108,7 @@ def _machine(device: str) -> str:
 
 
 def markdown(results: Results, device: str) -> str:
-    """The README's two tables, without the markers."""
+    """The two tables, without the markers."""
     columns = " | ".join(f"mean {mean:g}" for mean in (0, 100, 1000, 10000))
     lines = []
     for title, field in (
@@ -124,7 +124,7 @@ def markdown(results: Results, device: str) -> str:
     lines.append(
         "Largest error against float64 of one training step on normal values of standard deviation "
         f"1, float32 ({_machine(device)}). "
-        "Made by `python -m benchmarks.accuracy --readme README.md`."
+        "Made by `python -m benchmarks.accuracy --table docs/accuracy.md`."
     )
     return "\n".join(lines)
 
@@ -191,17 +191,17 @@ def print_full(device: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.accuracy")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--readme", type=Path, help="markdown file whose table is replaced")
+    parser.add_argument("--table", type=Path, help="markdown file whose table is replaced")
     parser.add_argument("--full", action="store_true", help="every shape, layout and dtype")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args(arguments)
     if options.full:
         print_full(options.device)
         return
-    table = markdown(readme_results(options.device), options.device)
+    table = markdown(table_results(options.device), options.device)
     print(table)
-    if options.readme is not None:
-        write_between_markers(options.readme, table)
+    if options.table is not None:
+        write_between_markers(options.table, table)
 
 
 if __name__ == "__main__":

@@ -17,29 +17,18 @@ from torch.nn import functional as F
 
 from bnext import activations, ops
 from bnext.compat import is_exporting
+from bnext.ops import ForwardCall
 from bnext.reference import (
     batch_norm_backward_reference,
     batch_norm_reference,
     frozen_backward_reference,
 )
 
-# batch_norm's leading arguments.
-_TENSOR_NAMES = (
-    "input",
-    "weight",
-    "bias",
-    "running_mean",
-    "running_var",
-    "num_batches_tracked",
-    "residual",
-)
-_NUM_TENSORS = len(_TENSOR_NAMES)
-
 
 class BatchNormFunction(torch.autograd.Function):
     """The first output of ``torch.ops.bnext.batch_norm``; the others are its node's ``stats``.
 
-    The differentiable arguments come first; the rest, as one tuple, is nothing to autograd.
+    The differentiable arguments come first; all of them, as one tuple, are nothing to autograd.
     """
 
     # The forward(ctx, ...) form: the setup_context form costs twice an eager batch norm's time at
@@ -52,25 +41,12 @@ class BatchNormFunction(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         residual: Tensor | None,
-        rest: tuple[Any, ...],
+        call: ForwardCall,
     ) -> Tensor:
-        running_mean, running_var, counter, training, momentum, eps, activation, ghosts = rest
         check_can_be_saved(ctx, input, weight, bias, residual)
-        output, *ctx.stats = ops.batch_norm_below_autograd(
-            input,
-            weight,
-            bias,
-            running_mean,
-            running_var,
-            counter,
-            residual,
-            training,
-            momentum,
-            eps,
-            activation,
-            ghosts,
-        )
-        ctx.settings = training, eps, activation
+        output, *ctx.stats = ops.batch_norm_below_autograd(*call)
+        training, activation = call.training, call.activation
+        ctx.settings = training, call.eps, activation
         ctx.set_materialize_grads(False)
         wants_parameters = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         from_output = activations.from_output(activation)
@@ -230,112 +206,91 @@ def needs_formula(*tensors: Tensor | None) -> bool:
     return False
 
 
-def batch_norm(
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    rest: tuple[Any, ...],
-) -> Tensor:
-    """The differentiable ``torch.ops.bnext.batch_norm``: its first output.
-
-    ``rest``: the op's other arguments, in its order.
-    """
-    if is_exporting() and _torch_has_it(input, weight, bias, rest):
-        return _standard_ops(input, weight, bias, residual, rest)
+def batch_norm(call: ForwardCall) -> Tensor:
+    """The differentiable ``torch.ops.bnext.batch_norm``: its first output."""
+    if is_exporting() and _torch_has_it(call):
+        return _standard_ops(call)
     if torch.compiler.is_compiling():  # the graph shall hold the op, not what the Function does
-        return ops.batch_norm(input, weight, bias, *rest[:3], residual, *rest[3:])[0]
+        return ops.batch_norm(*call)[0]
     # Under a functorch transform also an untracked tensor cannot enter the Function.
     if _functorch.peek_interpreter_stack() is not None:
-        return _formula(input, weight, bias, residual, rest)
-    if forward_ad._current_level >= 0 and needs_formula(input, weight, bias, *rest[:3], residual):
-        return _formula(input, weight, bias, residual, rest)
-    if rest[3] and ops.in_backward():  # a checkpoint's second forward: the first has updated
-        rest = (None, None, None, True, 0.0, *rest[5:])
+        return _formula(call)
+    if forward_ad._current_level >= 0 and needs_formula(*call.tensors()):
+        return _formula(call)
+    if call.training and ops.in_backward():  # a checkpoint's second forward: the first has updated
+        call = call._replace(
+            running_mean=None, running_var=None, num_batches_tracked=None, momentum=0.0
+        )
     # torch.jit.trace would record the Function and the op in it, and run both.
     if torch.is_grad_enabled() and not torch._C._is_tracing():
-        if rest[3] and _has_saved_tensors_hooks():
-            with unchanged_on_error(*rest[:3]):
-                return _apply(input, weight, bias, residual, rest)
-        return _apply(input, weight, bias, residual, rest)
-    return ops.batch_norm_below_autograd(input, weight, bias, *rest[:3], residual, *rest[3:])[0]
+        if call.training and _has_saved_tensors_hooks():
+            with unchanged_on_error(call.running_mean, call.running_var, call.num_batches_tracked):
+                return _apply(call.input, call.weight, call.bias, call.residual, call)
+        return _apply(call.input, call.weight, call.bias, call.residual, call)
+    return ops.batch_norm_below_autograd(*call)[0]
 
 
-def _torch_has_it(
-    input: Tensor, weight: Tensor | None, bias: Tensor | None, rest: tuple[Any, ...]
-) -> bool:
+def _torch_has_it(call: ForwardCall) -> bool:
     """Whether operators of torch alone do the same: then an exported program is for every tool, as
     ONNX and those that move a program exported in training to eval."""
-    running_mean, running_var, _, training, momentum, _, _, ghost_batch_size = rest
-    if not training or torch.onnx.is_in_onnx_export():
+    if not call.training or torch.onnx.is_in_onnx_export():
         return True
-    given = [t.dtype for t in (weight, bias, running_mean, running_var) if t is not None]
-    one_dtype = given in ([input.dtype] * len(given), [torch.float32] * len(given))
-    return ghost_batch_size is None and momentum is not None and one_dtype
+    parameters = (call.weight, call.bias, call.running_mean, call.running_var)
+    dtypes = [t.dtype for t in parameters if t is not None]
+    one_dtype = dtypes in ([call.input.dtype] * len(dtypes), [torch.float32] * len(dtypes))
+    return call.ghost_batch_size is None and call.momentum is not None and one_dtype
 
 
-def _standard_ops(
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    rest: tuple[Any, ...],
-) -> Tensor:
+def _standard_ops(call: ForwardCall) -> Tensor:
     """In operators of torch alone."""
-    running_mean, running_var, counter, training, momentum, eps, activation, _ = rest
-    if training and not torch.onnx.is_in_onnx_export():
+    input, weight, bias, running_mean, running_var, counter, residual = call.tensors()
+    assert input is not None
+    if call.training and not torch.onnx.is_in_onnx_export():
         if counter is not None:
             counter.add_(1)
-        z = F.batch_norm(input, running_mean, running_var, weight, bias, True, momentum, eps)
-        return activations.apply(activation, z if residual is None else z + residual)
+        z = F.batch_norm(
+            input, running_mean, running_var, weight, bias, True, call.momentum or 0.0, call.eps
+        )
+        return activations.apply(call.activation, z if residual is None else z + residual)
     if input.dtype in (torch.float16, torch.bfloat16):  # rounded once, at the end
-        tensors = (input, weight, bias, residual, running_mean, running_var)
-        wide: Any = [None if t is None else t.float() for t in tensors]
-        output = _standard_ops(wide[0], wide[1], wide[2], wide[3], (*wide[4:], *rest[2:]))
-        return output.to(input.dtype)
-    if training:  # ONNX has no such operator
+        wide: Any = [None if t is None else t.float() for t in call.tensors()]
+        return _standard_ops(ForwardCall(*wide, *call[len(wide) :])).to(input.dtype)
+    if call.training:  # ONNX has no such operator
         dims = [0, *range(2, input.dim())]
         var, mean = torch.var_mean(input, dims, correction=0, keepdim=True)
-        z = (input - mean) * torch.rsqrt(var + eps)
+        z = (input - mean) * torch.rsqrt(var + call.eps)
         shape = [1, -1] + [1] * (input.dim() - 2)
         z = z if weight is None else z * weight.view(shape)
         z = z if bias is None else z + bias.view(shape)
     else:
-        z = F.batch_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps)
-    return activations.apply(activation, z if residual is None else z + residual)
+        z = F.batch_norm(input, running_mean, running_var, weight, bias, False, 0.0, call.eps)
+    return activations.apply(call.activation, z if residual is None else z + residual)
 
 
-def _formula(
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    rest: tuple[Any, ...],
-) -> Tensor:
-    running_mean, running_var, num_batches_tracked, *settings = rest
-    training, momentum, eps, activation, ghost_batch_size = settings
-    tensors = (input, weight, bias, running_mean, running_var, num_batches_tracked, residual)
-    for name, tensor in zip(_TENSOR_NAMES, tensors, strict=True):
-        _check_dense_on(input.device, name, tensor)
+def _formula(call: ForwardCall) -> Tensor:
+    for name, tensor in zip(call._fields, call.tensors(), strict=False):
+        _check_dense_on(call.input.device, name, tensor)
     # The op on meta tensors makes all its checks; outside the functorch levels, which would wrap
     # the meta tensors too.
     with temporarily_clear_interpreter_stack():
-        ops.batch_norm_below_autograd(*(_like_on_meta(t) for t in tensors), *settings)
-    counter = num_batches_tracked if training else None
+        meta = [_like_on_meta(t) for t in call.tensors()]
+        ops.batch_norm_below_autograd(*meta, *call[len(meta) :])
+    counter = call.num_batches_tracked if call.training else None
+    momentum = call.momentum
     if counter is not None and momentum is None:
         momentum = 1.0 / (float(counter) + 1.0)
     output = batch_norm_reference(
-        input,
-        running_mean,
-        running_var,
-        weight,
-        bias,
-        training,
+        call.input,
+        call.running_mean,
+        call.running_var,
+        call.weight,
+        call.bias,
+        call.training,
         0.0 if momentum is None else momentum,
-        eps,
-        activation=activation,
-        residual=residual,
-        ghost_batch_size=ghost_batch_size,
+        call.eps,
+        activation=call.activation,
+        residual=call.residual,
+        ghost_batch_size=call.ghost_batch_size,
     )
     if counter is not None:  # last: the update of the running statistics may have raised (vmap)
         counter.add_(1)
@@ -360,15 +315,16 @@ def _like_on_meta(tensor: Tensor | None) -> Tensor | None:
 
 
 def _autograd_kernel(*args: Any) -> Any:
-    if needs_formula(*args[:_NUM_TENSORS]):
+    call = ForwardCall(*args)
+    if needs_formula(*call.tensors()):
         raise RuntimeError(
             "torch.ops.bnext.batch_norm does not support torch.func transforms or forward-mode "
             "AD: call bnext.batch_norm or a bnext layer, which do"
         )
-    input, weight, bias, *buffers, residual = args[:_NUM_TENSORS]
-    if not (torch.is_grad_enabled() and _requires_grad(input, weight, bias, residual)):
-        return ops.batch_norm_below_autograd(*args)
-    output = _apply(input, weight, bias, residual, (*buffers, *args[_NUM_TENSORS:]))
+    differentiable = call.input, call.weight, call.bias, call.residual
+    if not (torch.is_grad_enabled() and _requires_grad(*differentiable)):
+        return ops.batch_norm_below_autograd(*call)
+    output = _apply(*differentiable, call)
     return output, *output.grad_fn.stats
 
 

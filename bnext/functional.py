@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from bnext import autograd
+from bnext.ops import ForwardCall
 
 
 def batch_norm(
@@ -122,20 +123,20 @@ def layer_forward(
     if isinstance(ghost_batch_size, bool):
         check_ghost_batch_size(ghost_batch_size)
     return autograd.batch_norm(
-        input,
-        weight,
-        bias,
-        residual,
-        (
+        ForwardCall(
+            input,
+            weight,
+            bias,
             running_mean,
             running_var,
             num_batches_tracked,
+            residual,
             training,
             momentum,
             eps,
             activation,
             ghost_batch_size,
-        ),
+        )
     )
 
 

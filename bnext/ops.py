@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,26 @@ except ImportError as error:
             "rebuild it with `pip install --no-build-isolation --force-reinstall --no-deps bnext`"
         ) from error
     raise
+
+
+class ForwardCall(NamedTuple):
+    """The arguments of ``torch.ops.bnext.batch_norm``, in its order (csrc/ops/calls.h)."""
+
+    input: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+    residual: Tensor | None
+    training: bool
+    momentum: float | None
+    eps: float
+    activation: str | None
+    ghost_batch_size: int | None
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return self[:7]
 
 
 batch_norm: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]

@@ -286,17 +286,17 @@ def test_accuracy_of_bnext_with_an_outlier_first() -> None:
 def test_accuracy_table_goes_between_the_markers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(accuracy_report, "README_INPUTS", (((64, 4), "contiguous"),))
+    monkeypatch.setattr(accuracy_report, "TABLE_INPUTS", (((64, 4), "contiguous"),))
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{accuracy_report.BEGIN}\nold\n{accuracy_report.END}\nafter\n")
-    accuracy_report.main(["--readme", str(readme)])
+    accuracy_report.main(["--table", str(readme)])
     text = readme.read_text()
     assert text.startswith(f"before\n{accuracy_report.BEGIN}") and text.endswith("after\n")
     assert "old" not in text and "**bnext**" in text and "`(64, 4)`" in text
     assert "`(64, 4)`" in capsys.readouterr().out
     readme.write_text("no markers")
     with pytest.raises(ValueError, match="accuracy:begin"):
-        accuracy_report.main(["--readme", str(readme)])
+        accuracy_report.main(["--table", str(readme)])
 
 
 def test_full_accuracy_report(

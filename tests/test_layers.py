@@ -157,8 +157,8 @@ def long_files(root: Path) -> list[str]:
 # --- Python: modules -> functional -> autograd -> ops -> torch.ops.bnext
 
 # A module may import those of a smaller rank. What is not listed (demo, cli, ...) stands above.
-RANK = {"activations": -1, "_C": 0, "_build_info": 0, "_version": 0, "reference": 0, "ops": 1, "autograd": 2,
-        "functional": 3, "unfused": 3, "running_stats": 4, "modules": 5, "compat": 0,
+RANK = {"activations": -1, "_C": 0, "_build_info": 0, "_version": 0, "compat": 0, "reference": 0,
+        "ops": 1, "autograd": 2, "functional": 3, "unfused": 3, "running_stats": 4, "modules": 5,
         "registries": 6, "conversion": 7, "training": 8}  # fmt: skip
 TOP = 9
 
