@@ -98,7 +98,7 @@ using Packs = std::integral_constant<int, K>;
 
 // The constants of a strip: those of its columns, or those of the one channel it belongs to. And
 // where to fetch what comes from memory or as several streams: measured, not derived
-// (docs/performance.md, "next lines of rows"); in runs it is far ahead.
+// (docs/diary.md, "next lines of rows"); in runs it is far ahead.
 struct PerColumn {
   template <typename scalar_t>
   static constexpr FetchInto kFetchFar =
