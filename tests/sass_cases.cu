@@ -1,4 +1,4 @@
-// Kernels whose machine code is known, for tests/test_sass_reader.py.
+// Kernels whose machine code is known, for tests/cuda/test_sass_reader.py.
 #include <cuda_bf16.h>
 
 namespace cases {

@@ -1,5 +1,6 @@
-"""A step of synchronised layers in a process of a group, for tests/test_sync.py; run as a script it
-is one of the processes: rank, world size, file to meet at, folder for results, what to do."""
+"""A step of synchronised layers in a process of a group, for tests/layers/test_sync.py; run as a
+script it is one of the processes: rank, world size, file to meet at, folder for results, what to
+do."""
 
 from __future__ import annotations
 

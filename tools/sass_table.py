@@ -120,7 +120,7 @@ def table(kernels: list[Kernel]) -> str:
         "# What the CUDA kernels need",
         "",
         "Read by `make sass` off the machine code of the built extension (CUDA toolkit "
-        f"{_build_info.cuda_toolkit}); `tests/test_sass.py` compares.",
+        f"{_build_info.cuda_toolkit}); `tests/cuda/test_sass.py` compares.",
         "",
         f"registers a thread · blocks of {threads} threads that are resident on a multiprocessor "
         "(without the shared memory that the launch asks for) · instructions per "

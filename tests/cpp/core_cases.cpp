@@ -1,5 +1,5 @@
 // The C++ cases of csrc/core/ as a Python module: names() and run(name). Here are those of
-// running_stats.h and layout.h; tests/test_core.py builds the module and runs them all.
+// running_stats.h and layout.h; tests/project/test_core.py builds the module and runs them all.
 #include "core_cases.h"
 
 #include <pybind11/pybind11.h>

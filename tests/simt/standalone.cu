@@ -1,5 +1,5 @@
 // Every kernel, launched by a plain CUDA program without torch: built by nvcc, and by the host's
-// compiler with the executor (tests/test_standalone.py). Prints "ok", or what is wrong.
+// compiler with the executor (tests/cuda/test_standalone.py). Prints "ok", or what is wrong.
 #include <cmath>
 #include <cstddef>
 #include <cstdio>

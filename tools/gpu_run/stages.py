@@ -84,7 +84,7 @@ def stages(options: Options) -> list[Stage]:
         Stage(
             "plans",
             "every kernel, plan, layout and dtype once against float64",
-            pytest(device, "tests/test_forced_plans.py", *few, workers=workers),
+            pytest(device, "tests/cuda/test_forced_plans.py", *few, workers=workers),
             limit=45,
             expected=25,
         ),
@@ -105,14 +105,14 @@ def stages(options: Options) -> list[Stage]:
         Stage(
             "concurrency",
             "streams, graphs, reduce-overhead, a busy GPU, thousands of repetitions bit for bit",
-            pytest(device, "tests/test_cuda_concurrency.py"),
+            pytest(device, "tests/cuda/test_cuda_concurrency.py"),
             limit=50,
             expected=35,
         ),
         Stage(
             "cuda_only",
             "graphs, streams, launches, the allocator, more than 2^31 elements",
-            pytest(device, "tests/test_cuda_only.py"),
+            pytest(device, "tests/cuda/test_cuda_only.py"),
             limit=40,
             expected=25,
         ),

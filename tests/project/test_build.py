@@ -14,7 +14,7 @@ from bnext import _build_info
 from tools import extras
 from tools.cuda_build import Toolkit, arch_flags, decide, find_toolkits, link_cudart, wheels_folder
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CUDA_12 = Toolkit(Path("/twelve"), "12.8", "PATH")
 CUDA_13 = Toolkit(Path("/wheels"), "13.0", "the wheel nvidia-cuda-nvcc")
 CUDA_13_2 = Toolkit(Path("/home"), "13.2", "CUDA_HOME")

@@ -15,7 +15,7 @@ from tools import cuda_build, occupancy, sass
 from tools.control_flow import natural_loops
 from tools.sass import Kernel, Loop, branches
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "tests" / "sass_cases.cu"
 ARCHS = ["7.5", "9.0"]
 

@@ -20,7 +20,7 @@ from types import ModuleType
 import pybind11
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FOLDERS = ["tests/cpp", "csrc/core", "csrc/cuda"]
 SOURCES = sorted((ROOT / "tests" / "cpp").glob("*_cases.cpp"))
 HEADERS = sorted(path for name in FOLDERS for path in (ROOT / name).glob("*.h"))

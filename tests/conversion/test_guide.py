@@ -8,7 +8,7 @@ from pathlib import Path
 
 import bnext
 
-GUIDE = Path(__file__).parent.parent / "docs" / "guide.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "guide.md"
 
 
 def test_the_code_runs(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_every_isa(isa: str) -> None:
     """The cases of isa_check.py in a process that is held to one ISA."""
     if missing := isa_missing(isa):
         pytest.skip(missing)
-    script = Path(__file__).with_name("isa_check.py")
+    script = Path(__file__).parents[1] / "isa_check.py"
     result = subprocess.run(
         [sys.executable, str(script), isa],
         env={**os.environ, "ATEN_CPU_CAPABILITY": isa},

@@ -213,7 +213,7 @@ def test_saved_statistics_are_outside_the_graph() -> None:
 
 # --- docs/ops.md
 
-DOCS = Path(__file__).resolve().parents[1] / "docs" / "ops.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "ops.md"
 
 
 def sections() -> dict[str, str]:
