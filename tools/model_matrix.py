@@ -254,10 +254,10 @@ INTRODUCTION = [
     "# bnext.convert on real networks",
     "",
     "Written by `make matrix`, held by `tests/conversion/test_convert_models.py`. In float64,",
-    "with parameters and buffers of the norms spread as in a trained network: the largest difference of an output",
-    "in eval, of the losses of three training steps, and of a buffer after them, relative to the",
-    "largest value. (The running statistics of pytorch-tabnet's GBN follow every chunk of a batch,",
-    "those of bnext the whole batch once, as docs/design.md says.)",
+    "with parameters and buffers of the norms spread as in a trained network: the largest",
+    "difference of an output in eval, of the losses of three training steps, and of a buffer",
+    "after them, relative to the largest value. (The running statistics of pytorch-tabnet's GBN",
+    "follow every chunk of a batch, those of bnext the whole batch once, as docs/math.md says.)",
     "",
 ]
 

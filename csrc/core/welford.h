@@ -92,9 +92,8 @@ struct ShiftedSums {
   T sum_d = 0;
   T sum_dd = 0;
 
-  // n values whose sums are about pivot + offset: sum((d + offset)^2) = sum_dd + offset * (2 *
-  // sum_d
-  // + n * offset).
+  // n values whose sums are about pivot + offset:
+  //   sum((d + offset)^2) = sum_dd + offset * (2 * sum_d + n * offset)
   BNEXT_HD void add_shifted(T offset, T n, T other_sum_d, T other_sum_dd) {
     const T shifted = Math<T>::fmadd(n, offset, other_sum_d);
     sum_dd = sum_dd + Math<T>::fmadd(offset, other_sum_d + shifted, other_sum_dd);

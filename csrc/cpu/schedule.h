@@ -37,6 +37,13 @@ struct Phases {
   bool apply;
 };
 
+// In which order the steps of a call are run (steps.h).
+enum class RunMode {
+  kGhostByGhost,  // small ghosts: all steps of one while it is in a core's cache
+  kPieceByPiece,  // pieces of whole channels: likewise
+  kStepByStep,    // each step over the pieces of all ghosts before the next one
+};
+
 // One piece of one ghost.
 struct Piece {
   Slab slab;
@@ -67,27 +74,15 @@ class Schedule {
     const std::int64_t per_channel = lines * inner_;
     if (exceeds_cache_ && phases.reduce && inner_ >= kMinWholePlane &&
         layout.n_channel >= kMinWholeChannels && per_channel <= kCacheElements) {
-      const std::int64_t channels = std::max<std::int64_t>(1, kWholeElements / per_channel);
-      channel_cuts_ = ceil_div(layout.n_channel, channels);
-      line_cuts_ = plane_cuts_ = 1;
-      return;
+      cut_between_channels(std::max<std::int64_t>(1, kWholeElements / per_channel));
+    } else {
+      cut_by_size(rows, lines, wanted);
     }
-    // Planes are cut between channels, whose pieces need no merge; rows, which would be cut into
-    // short runs, between lines. What is left of the wanted number goes the other way.
-    const std::int64_t most_lines =
-        std::max<std::int64_t>(1, inner_ <= kShortRun ? lines / kMinLines : lines);
-    const std::int64_t first_lines = rows ? std::min(wanted, most_lines) : 1;
-    const std::int64_t min_run = rows ? kMinRowRun : kMinRun;
-    const std::int64_t channels =
-        std::max(ceil_div(layout.n_channel, wanted / first_lines), ceil_div(min_run, inner_));
-    channel_cuts_ = ceil_div(layout.n_channel, channels);
-    line_cuts_ =
-        rows ? first_lines : std::clamp<std::int64_t>(wanted / channel_cuts_, 1, most_lines);
-    // Few, large planes are cut as well.
-    const std::int64_t uncut = wanted / (line_cuts_ * channel_cuts_);
-    plane_cuts_ = channel_cuts_ == layout.n_channel && inner_ >= kGrainElements
-                      ? std::clamp<std::int64_t>(uncut, 1, inner_ / kGrainElements)
-                      : 1;
+    const bool small = ghost_elements_ <= kGrainElements ||
+                       (ghost_elements_ <= kCacheElements && num_ghosts_ >= 8);
+    run_mode_ = small                 ? RunMode::kGhostByGhost
+                : num_partials() == 1 ? RunMode::kPieceByPiece
+                                      : RunMode::kStepByStep;
   }
 
   Phases phases() const { return phases_; }
@@ -161,29 +156,46 @@ class Schedule {
     return near ? samples(ghost).size() * lines_per_sample_ * line_length() : 0;
   }
 
-  // Pieces of whole channels go through all three steps one after the other, as small ghosts do.
-  bool piece_by_piece() const { return num_partials() == 1; }
+  RunMode run_mode() const { return run_mode_; }
 
-  // Small ghosts go through all three steps one after the other, while they are in cache; groups
-  // of them run in parallel. Otherwise each step runs in parallel over the pieces of all ghosts.
-  bool ghost_by_ghost() const {
-    return ghost_elements_ <= kGrainElements ||
-           (ghost_elements_ <= kCacheElements && num_ghosts_ >= 8);
-  }
+  // Groups of consecutive small ghosts, each for one thread; else each ghost is a group.
   std::int64_t first_ghost(std::int64_t group) const { return group * ghosts_per_group(); }
   std::int64_t first_of_next(std::int64_t group) const {
     return std::min(first_ghost(group + 1), num_ghosts_);
   }
-  std::int64_t num_groups() const {
-    return ghost_by_ghost() ? ceil_div(num_ghosts_, ghosts_per_group()) : num_ghosts_;
-  }
+  std::int64_t num_groups() const { return ceil_div(num_ghosts_, ghosts_per_group()); }
   std::int64_t ghosts_per_group() const {
-    return ghost_by_ghost() ? std::max<std::int64_t>(
-                                  1, kGrainElements / std::max<std::int64_t>(1, ghost_elements_))
-                            : 1;
+    return run_mode_ == RunMode::kGhostByGhost
+               ? std::max<std::int64_t>(
+                     1, kGrainElements / std::max<std::int64_t>(1, ghost_elements_))
+               : 1;
   }
 
  private:
+  void cut_between_channels(std::int64_t channels_a_piece) {
+    channel_cuts_ = ceil_div(layout_.n_channel, channels_a_piece);
+    line_cuts_ = plane_cuts_ = 1;
+  }
+
+  // Planes are cut between channels, whose pieces need no merge; rows, which would be cut into
+  // short runs, between lines. What is left of the wanted number goes the other way.
+  void cut_by_size(bool rows, std::int64_t lines, std::int64_t wanted) {
+    const std::int64_t most_lines =
+        std::max<std::int64_t>(1, inner_ <= kShortRun ? lines / kMinLines : lines);
+    const std::int64_t first_lines = rows ? std::min(wanted, most_lines) : 1;
+    const std::int64_t min_run = rows ? kMinRowRun : kMinRun;
+    const std::int64_t channels =
+        std::max(ceil_div(layout_.n_channel, wanted / first_lines), ceil_div(min_run, inner_));
+    channel_cuts_ = ceil_div(layout_.n_channel, channels);
+    line_cuts_ =
+        rows ? first_lines : std::clamp<std::int64_t>(wanted / channel_cuts_, 1, most_lines);
+    // Few, large planes are cut as well.
+    const std::int64_t uncut = wanted / (line_cuts_ * channel_cuts_);
+    plane_cuts_ = channel_cuts_ == layout_.n_channel && inner_ >= kGrainElements
+                      ? std::clamp<std::int64_t>(uncut, 1, inner_ / kGrainElements)
+                      : 1;
+  }
+
   std::int64_t line_length() const { return layout_.n_channel * inner_; }
   Range samples(std::int64_t ghost) const {
     // As split_range.
@@ -204,6 +216,7 @@ class Schedule {
   std::int64_t line_cuts_;
   std::int64_t channel_cuts_;
   std::int64_t plane_cuts_;
+  RunMode run_mode_;
 };
 
 }  // namespace bnext::cpu

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <concepts>
 #include <cstdint>
 #include <vector>
 
@@ -10,17 +11,20 @@
 
 namespace bnext::cpu {
 
-// What run_steps calls of `Steps`:
-//   Scratch                                      what the steps of one ghost hand to each other
-//   make_scratch() -> Scratch
-//   prepare(ghost, scratch)                      per-channel constants known before the reduction
-//   reduce(piece, scratch)                       -> partial results of the piece
-//   fold(ghost, group, channels, scratch)        merges the partials; constants for apply
-//   apply(piece, scratch)
-// Groups are sets of consecutive ghosts that one thread folds in order.
+// What run_steps calls. Scratch: what the steps of one ghost hand to each other. Groups are sets of
+// consecutive ghosts that one thread folds in order.
+template <typename T>
+concept StepsOfCall = requires(
+    T steps, typename T::Scratch scratch, const Piece& piece, Range channels, std::int64_t ghost) {
+  { steps.make_scratch() } -> std::same_as<typename T::Scratch>;
+  steps.prepare(ghost, scratch);  // per-channel constants known before the reduction
+  steps.reduce(piece, scratch);   // partial results of the piece
+  steps.fold(ghost, /*group=*/ghost, channels, scratch);  // merges them; constants for apply
+  steps.apply(piece, scratch);
+};
 
 // All steps of a ghost by one thread, before those of the next.
-template <typename Steps>
+template <StepsOfCall Steps>
 void run_ghost_by_ghost(const Schedule& schedule, Steps& steps) {
   const Phases phases = schedule.phases();
   const std::int64_t num_pieces = schedule.num_pieces();
@@ -49,7 +53,7 @@ void run_ghost_by_ghost(const Schedule& schedule, Steps& steps) {
 }
 
 // Of every ghost, prepared: for steps whose ghosts are under way at the same time.
-template <typename Steps>
+template <StepsOfCall Steps>
 auto scratch_of_ghosts(std::int64_t num_ghosts, const Steps& steps) {
   std::vector<decltype(steps.make_scratch())> scratch;
   scratch.reserve(num_ghosts);
@@ -62,7 +66,7 @@ auto scratch_of_ghosts(std::int64_t num_ghosts, const Steps& steps) {
 
 // All steps of a piece, whose channels are in no other, by one thread: memory is read once, and the
 // next piece's while this one is written.
-template <typename Steps>
+template <StepsOfCall Steps>
 void run_piece_by_piece(const Schedule& schedule, Steps& steps) {
   const Phases phases = schedule.phases();
   const std::int64_t num_pieces = schedule.num_pieces();
@@ -88,7 +92,7 @@ void run_piece_by_piece(const Schedule& schedule, Steps& steps) {
 }
 
 // Each step of all ghosts before the next step.
-template <typename Steps>
+template <StepsOfCall Steps>
 void run_step_by_step(const Schedule& schedule, Steps& steps) {
   const Phases phases = schedule.phases();
   const std::int64_t num_pieces = schedule.num_pieces();
@@ -125,14 +129,15 @@ void run_step_by_step(const Schedule& schedule, Steps& steps) {
   });
 }
 
-template <typename Steps>
+template <StepsOfCall Steps>
 void run_steps(const Schedule& schedule, Steps& steps) {
-  if (schedule.ghost_by_ghost()) {
-    run_ghost_by_ghost(schedule, steps);
-  } else if (schedule.piece_by_piece()) {
-    run_piece_by_piece(schedule, steps);
-  } else {
-    run_step_by_step(schedule, steps);
+  switch (schedule.run_mode()) {
+    case RunMode::kGhostByGhost:
+      return run_ghost_by_ghost(schedule, steps);
+    case RunMode::kPieceByPiece:
+      return run_piece_by_piece(schedule, steps);
+    case RunMode::kStepByStep:
+      return run_step_by_step(schedule, steps);
   }
 }
 

@@ -1,4 +1,4 @@
-// Forward: reduce, apply, and both in one kernel that keeps its piece on chip.
+// Forward in two passes: reduce, which also folds, and apply. forward_on_chip.cuh makes one of them.
 #pragma once
 
 #include "elements.cuh"

@@ -142,8 +142,8 @@ class ThreadMoments {
     count_ += n * kVec / kLanes;
   }
 
-  // Of the values of the whole block about `pivots`, which this sets: thread t gets those of
-  // channel t of the tile, which are `count` values. The mean is relative to the thread's `base`.
+  // The moments of what the whole block has seen: thread t gets those of channel t of the tile,
+  // which are of `count` values. The mean is relative to the thread's `base`.
   template <bool kRows, int kVec>
   __device__ __forceinline__ Welford<double> over_block(
       double count, double base, double* scratch) {
