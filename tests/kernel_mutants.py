@@ -107,7 +107,7 @@ MUTANTS = [
            "forward", "planes_49", "error"),
     Mutant("count_of_a_ghost", FORWARD, "tiling.batch_count()", "tiling.ghost_count(0)",
            "forward", "rows_ghosts", "wrong"),
-    Mutant("seen_forgets", FORWARD_CHIP, "welford, ghost == first_ghost", "welford, true",
+    Mutant("seen_forgets", FORWARD_CHIP, "), ghost == first_ghost", "), true",
            "forward", "team_rows", "wrong"),
     Mutant("seen_pivot", FORWARD_CHIP, "finite_pivot(ghost.mean)", "ghost.mean",
            "forward", "team_infinite", "wrong"),

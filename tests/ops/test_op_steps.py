@@ -24,18 +24,20 @@ def test_reduce_fold_apply_is_the_fused_forward(sample: Sample, device: str) -> 
 
     fold_args = sample.fold_args()
     parts = ops.batch_norm_fold(*fold_args)
+    # The means of batch_norm_reduce are doubles: those of a float64 input lose their low part.
+    rounded = sample.dtype == torch.float64
     for a, e in zip(parts, saved, strict=True):
-        assert_same_parts(a, e, sample.dtype)
+        assert_same_parts(a, e, sample.dtype, rounded=rounded)
     applied = ops.batch_norm_apply(
         sample.input, sample.weight, sample.bias, sample.residual_tensor, *parts, sample.activation
     )
-    assert_same_parts(applied, output, sample.dtype)
+    assert_same_parts(applied, output, sample.dtype, rounded=rounded)
     for a, e in zip(fold_args[3:6], fused_buffers, strict=True):
         assert (a is None) == (e is None)
         if a is not None:
             # Ghosts are merged in double in groups there and one by one here.
             eps = torch.finfo(a.dtype).eps if a.is_floating_point() else 0
-            torch.testing.assert_close(a, e, rtol=eps, atol=0)
+            torch.testing.assert_close(a, e, rtol=8 * eps if rounded else eps, atol=0)
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=str)
