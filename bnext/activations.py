@@ -96,6 +96,10 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
+# Those whose derivative backward takes from the output.
+FROM_OUTPUT = frozenset(name for name, a in ACTIVATIONS.items() if a.from_output)
+
+
 def apply(name: str | None, z: Tensor) -> Tensor:
     """The activation in torch's operators; of no name, ``z``."""
     return z if name is None else ACTIVATIONS[name].function(z)
@@ -104,11 +108,6 @@ def apply(name: str | None, z: Tensor) -> Tensor:
 def gradient(name: str | None, grad: Tensor, z: Tensor) -> Tensor:
     """The gradient before the activation, from that after it."""
     return grad if name is None else ACTIVATIONS[name].gradient(grad, z)
-
-
-def from_output(name: str | None) -> bool:
-    """Whether backward takes the activation's derivative from the output."""
-    return name is not None and ACTIVATIONS[name].from_output
 
 
 def check(name: str | None) -> str | None:

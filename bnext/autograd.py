@@ -45,11 +45,11 @@ class BatchNormFunction(torch.autograd.Function):
     ) -> Tensor:
         check_can_be_saved(ctx, input, weight, bias, residual)
         output, *ctx.stats = ops.batch_norm_below_autograd(*call)
-        training, activation = call.training, call.activation
-        ctx.settings = training, call.eps, activation
+        _, _, _, _, _, _, _, training, _, eps, activation, _ = call
+        ctx.settings = training, eps, activation
         ctx.set_materialize_grads(False)
         wants_parameters = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-        from_output = activations.from_output(activation)
+        from_output = activation in activations.FROM_OUTPUT
         if not (training or wants_parameters) and (from_output or activation is None):
             # Constants times grad_output: frozen layers need nothing of the input.
             ctx.save_for_backward(None, weight, bias, output if from_output else None)
@@ -208,25 +208,26 @@ def needs_formula(*tensors: Tensor | None) -> bool:
 
 def batch_norm(call: ForwardCall) -> Tensor:
     """The differentiable ``torch.ops.bnext.batch_norm``: its first output."""
-    if is_exporting() and _torch_has_it(call):
-        return _standard_ops(call)
-    if torch.compiler.is_compiling():  # the graph shall hold the op, not what the Function does
-        return ops.batch_norm(*call)[0]
+    if torch.compiler.is_compiling():
+        if is_exporting() and _torch_has_it(call):
+            return _standard_ops(call)
+        return ops.batch_norm(*call)[0]  # the graph shall hold the op, not what the Function does
     # Under a functorch transform also an untracked tensor cannot enter the Function.
     if _functorch.peek_interpreter_stack() is not None:
         return _formula(call)
     if forward_ad._current_level >= 0 and needs_formula(*call.tensors()):
         return _formula(call)
-    if call.training and ops.in_backward():  # a checkpoint's second forward: the first has updated
+    input, weight, bias, mean, var, counter, residual, training, _, _, _, _ = call
+    if training and ops.in_backward():  # a checkpoint's second forward: the first has updated
         call = call._replace(
             running_mean=None, running_var=None, num_batches_tracked=None, momentum=0.0
         )
     # torch.jit.trace would record the Function and the op in it, and run both.
     if torch.is_grad_enabled() and not torch._C._is_tracing():
-        if call.training and _has_saved_tensors_hooks():
-            with unchanged_on_error(call.running_mean, call.running_var, call.num_batches_tracked):
-                return _apply(call.input, call.weight, call.bias, call.residual, call)
-        return _apply(call.input, call.weight, call.bias, call.residual, call)
+        if training and _has_saved_tensors_hooks():
+            with unchanged_on_error(mean, var, counter):
+                return _apply(input, weight, bias, residual, call)
+        return _apply(input, weight, bias, residual, call)
     return ops.batch_norm_below_autograd(*call)[0]
 
 

@@ -1,5 +1,7 @@
 """The functional form of the layers."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
@@ -56,80 +58,13 @@ def batch_norm(
             argument. Nothing is changed by a call that raises.
     """
     return layer_forward(
-        input,
-        weight,
-        bias,
-        running_mean,
-        running_var,
-        None,
-        residual,
-        training,
-        momentum,
-        eps,
-        activation,
-        ghost_batch_size,
-    )
-
-
-def layer_forward(
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    num_batches_tracked: Tensor | None,
-    residual: Tensor | None,
-    training: bool,
-    momentum: float | None,
-    eps: float,
-    activation: str | None,
-    ghost_batch_size: int | None,
-    dims: tuple[int, ...] = (),
-) -> Tensor:
-    """What a layer computes: the arguments of ``torch.ops.bnext.batch_norm``, checked for rank.
-
-    ``dims``: the ranks that the layer accepts; empty for any.
-    """
-    if has_torch_function_variadic(input, weight, bias, running_mean, running_var, residual):
-        return handle_torch_function(
-            layer_forward,
-            (input, weight, bias, running_mean, running_var, residual),
-            input,
-            weight,
-            bias,
-            running_mean,
-            running_var,
-            num_batches_tracked,
-            residual,
-            training,
-            momentum,
-            eps,
-            activation,
-            ghost_batch_size,
-            dims,
-        )
-    if num_batches_tracked is not None and num_batches_tracked.dtype != torch.long:
-        # nn.BatchNorm takes counters of any dtype, which averaged checkpoints have.
-        counter = num_batches_tracked.long()
-        output = layer_forward(
-            input, weight, bias, running_mean, running_var, counter, residual, training, momentum,
-            eps, activation, ghost_batch_size, dims,
-        )  # fmt: skip
-        num_batches_tracked.copy_(counter)
-        return output
-    if dims and input.dim() not in dims:
-        expected = " or ".join(f"{d}D" for d in dims)
-        raise ValueError(f"expected {expected} input (got {input.dim()}D input)")
-    if isinstance(ghost_batch_size, bool):
-        check_ghost_batch_size(ghost_batch_size)
-    return autograd.batch_norm(
         ForwardCall(
             input,
             weight,
             bias,
             running_mean,
             running_var,
-            num_batches_tracked,
+            None,
             residual,
             training,
             momentum,
@@ -138,6 +73,33 @@ def layer_forward(
             ghost_batch_size,
         )
     )
+
+
+def layer_forward(call: ForwardCall, dims: tuple[int, ...] = ()) -> Tensor:
+    """What a layer computes. ``dims``: the ranks that it accepts; empty for any."""
+    # By name and once: an attribute of a named tuple takes as long as five local names.
+    input, weight, bias, running_mean, running_var, counter, residual, _, _, _, _, ghosts = call
+    if has_torch_function_variadic(input, weight, bias, running_mean, running_var, residual):
+        tensors = (input, weight, bias, running_mean, running_var, residual)
+        return handle_torch_function(_layer_forward, tensors, *call, dims)
+    if counter is not None and counter.dtype != torch.long:
+        # nn.BatchNorm takes counters of any dtype, which averaged checkpoints have.
+        integer = counter.long()
+        output = layer_forward(call._replace(num_batches_tracked=integer), dims)
+        counter.copy_(integer)
+        return output
+    if dims and input.dim() not in dims:
+        expected = " or ".join(f"{d}D" for d in dims)
+        raise ValueError(f"expected {expected} input (got {input.dim()}D input)")
+    if isinstance(ghosts, bool):
+        check_ghost_batch_size(ghosts)
+    return autograd.batch_norm(call)
+
+
+def _layer_forward(*args: Any) -> Tensor:
+    """The same for tensor subclasses, which look for tensors among the arguments."""
+    *call, dims = args
+    return layer_forward(ForwardCall(*call), dims)
 
 
 def check_ghost_batch_size(ghost_batch_size: int | None) -> int | None:

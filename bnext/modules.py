@@ -9,6 +9,7 @@ from torch.distributed import ProcessGroup
 from bnext import activations
 from bnext.compat import NormBase
 from bnext.functional import check_ghost_batch_size, layer_forward
+from bnext.ops import ForwardCall
 from bnext.running_stats import (
     Accumulation,
     SharedGroup,
@@ -89,18 +90,20 @@ class _FusedBatchNorm(NormBase):
         elif momentum is None and counter is None:
             momentum = 0.0  # as nn.BatchNorm: nothing to average by
         return layer_forward(
-            input,
-            weight,
-            bias,
-            running_mean,
-            running_var,
-            counter,
-            residual,
-            training,
-            momentum,
-            self.eps,
-            activation,
-            ghost_batch_size,
+            ForwardCall(
+                input,
+                weight,
+                bias,
+                running_mean,
+                running_var,
+                counter,
+                residual,
+                training,
+                momentum,
+                self.eps,
+                activation,
+                ghost_batch_size,
+            ),
             self._dims,
         )
 

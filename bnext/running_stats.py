@@ -17,6 +17,7 @@ from torch.distributed import ProcessGroup
 from bnext import ops
 from bnext.autograd import unchanged_on_error
 from bnext.functional import layer_forward
+from bnext.ops import ForwardCall
 from bnext.unfused import Triple, gather, unfused_batch_norm
 
 DEFAULT_GROUP = "default"  # torch.distributed's, whatever it is when a layer is called
@@ -87,10 +88,11 @@ def training_forward(
     group = _group(layer.process_group)
     if group is None and layer._accumulation is None:
         with _guarded(layer, running):
-            return layer_forward(
+            call = ForwardCall(
                 input, weight, bias, running.mean, running.var, running.counter, residual, True,
-                running.momentum, layer.eps, activation, layer.ghost_batch_size, layer._dims,
+                running.momentum, layer.eps, activation, layer.ghost_batch_size,
             )  # fmt: skip
+            return layer_forward(call, layer._dims)
 
     def update(triple: Triple) -> None:
         if ops.in_backward():

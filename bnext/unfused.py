@@ -51,7 +51,7 @@ class UnfusedBatchNormFunction(torch.autograd.Function):
         ctx.stats, ctx.count = stats, stats_of[0]
         extra: tuple[Tensor | None, Tensor | None] = (None, None)
         if residual is not None and activation is not None:
-            from_output = activations.from_output(activation)
+            from_output = activation in activations.FROM_OUTPUT
             extra = (output, None) if from_output else (None, residual)
         ctx.save_for_backward(input, weight, bias, *extra)
         return output

@@ -140,7 +140,7 @@ class Sample:
         """The arguments output and residual of the backward ops: one of them, with a residual."""
         if not self.residual or self.activation is None:
             return None, None
-        from_output = bnext.activations.from_output(self.activation)
+        from_output = self.activation in bnext.activations.FROM_OUTPUT
         return (output, None) if from_output else (None, self.residual_tensor)
 
     def grad_reduce_args(self) -> tuple[Any, ...]:

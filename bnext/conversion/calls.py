@@ -71,7 +71,7 @@ def follow(norm: Any, input: Any, rest: Rest) -> Any:
         return layer._fused(input, None, name)
     if not _fits(rest.residual, input):
         return finish(norm(input), rest)
-    if name is None or (activations.from_output(name) and _may_keep_output(name)):
+    if name is None or (name in activations.FROM_OUTPUT and _may_keep_output(name)):
         return layer._fused(input, rest.residual, name)
     # Backward would need the residual or the output as it is now; torch's own keeps the sum, and
     # leaves both to be changed in place.
@@ -155,7 +155,7 @@ def _may_keep_output(name: str | None) -> bool:
     """Whether backward may need the output as it is now: torch's own does, or bnext's does not."""
     return (
         name is None
-        or not activations.from_output(name)
+        or name not in activations.FROM_OUTPUT
         or (activations.ACTIVATIONS[name].torch_keeps_output)
     )
 
