@@ -70,7 +70,7 @@ def our_calls(shape: tuple[int, int]) -> Calls:
     back, tiny_back = backward_args(full, grad), backward_args(tiny, torch.randn(2, 1))
     function_args = (
         *(leaf, layer.weight, layer.bias, None),
-        ops.ForwardCall(*full),
+        ops.ForwardCall._make(full),
     )
     functional_args = (layer.running_mean, layer.running_var, layer.weight, layer.bias, True)
     ready = torch.randn(shape), torch.randn(shape[1]), torch.randn(shape[1])

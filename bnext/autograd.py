@@ -28,7 +28,8 @@ from bnext.reference import (
 class BatchNormFunction(torch.autograd.Function):
     """The first output of ``torch.ops.bnext.batch_norm``; the others are its node's ``stats``.
 
-    The differentiable arguments come first; all of them, as one tuple, are nothing to autograd.
+    The differentiable arguments come first, then all of them again in one tuple, which autograd
+    does not look into.
     """
 
     # The forward(ctx, ...) form: the setup_context form costs twice an eager batch norm's time at

@@ -24,7 +24,7 @@ def freeze(model: nn.Module) -> nn.Module:
     training too, and neither these nor weight and bias change.
 
     A frozen layer keeps nothing of its input for backward, its output where an activation is fused
-    (silu: the input). Returns ``model``.
+    (relu6 and silu: the input). Returns ``model``.
 
     Raises:
         TypeError: ``model`` is not a module.

@@ -62,7 +62,7 @@ Activation parse_activation(OptionalString name) {
   if (!name.has_value()) {
     return Activation::kNone;
   }
-  const auto activation = name->empty() ? std::nullopt : Activations::find(*name);
+  const auto activation = Activations::find(*name);
   TORCH_CHECK_VALUE(
       activation.has_value(), "activation must be one of ", Activations::names(), ", got '", *name,
       "'");

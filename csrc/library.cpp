@@ -33,7 +33,7 @@ void refuse_to_differentiate(
   op.callBoxed(stack);
 }
 
-// Whatever is neither CPU nor meta: a sparse tensor, or a device this build has no kernels for.
+// Whatever has no backend: a sparse tensor, or a device this build has no kernels for.
 void refuse_backend(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
   const auto& arguments = op.schema().arguments();
   const auto values = torch::jit::last(*stack, arguments.size());

@@ -153,6 +153,16 @@ GRAD_ERRORS = [
         "residual",
     ),
     Bad(
+        "residual_for_relu",
+        lambda: {"residual": torch.ones(SHAPE), "activation": "relu"},
+        "residual is not needed.*'relu'",
+    ),
+    Bad(
+        "output_for_silu",
+        lambda: {"output": torch.ones(SHAPE), "activation": "silu"},
+        "output does not determine.*'silu'",
+    ),
+    Bad(
         "output_and_residual",
         lambda: {"output": torch.ones(SHAPE), "residual": torch.ones(SHAPE)},
         "output.*residual|residual.*output",

@@ -28,9 +28,9 @@ def convert(
     calls with the residual addition and the activation that follow.
 
     A norm, by itself, computes after it what it did before. Where the ``forward`` of the module
-    that calls it goes on with an addition, a ReLU, SiLU or LeakyReLU (modules or functions, in
-    place or not), and does nothing in between that could matter, that place of the ``forward`` asks
-    for all at once; so does an ``nn.Sequential``. The rest of a ``forward`` runs as it is written.
+    that calls it goes on with an addition, a ReLU, ReLU6, SiLU or LeakyReLU (modules or functions,
+    in place or not), and does nothing in between that could matter, that place of the ``forward``
+    asks for all at once; so does an ``nn.Sequential``. The rest of a ``forward`` runs as written.
     What a model computes stays, to rounding, and so do parameters, buffers, names, ``state_dict``
     keys, all modules and their hooks, training flags, dtypes, devices, and classes (for
     ``isinstance``). pytorch-tabnet's ``GBN`` becomes one layer with ghosts.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bnext.activations import ACTIVATIONS
 from bnext.conversion.calls import is_watched
 from bnext.conversion.source import NotUnderstood, Source, inspect_arguments, read
 
@@ -26,10 +27,12 @@ _FORBIDDEN = (
 )  # fmt: skip
 # Modules whose forward makes a new tensor, and does nothing else to what it is given.
 FRESH = (nn.modules.conv._ConvNd, nn.Linear)
+_ACTIVATIONS = tuple(activation.module for activation in ACTIVATIONS.values())
 _LEAVES = (
+    *_ACTIVATIONS,
     *FRESH, nn.modules.batchnorm._BatchNorm, nn.modules.pooling._MaxPoolNd,
     nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd,
-    nn.modules.pooling._AdaptiveMaxPoolNd, nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU,
+    nn.modules.pooling._AdaptiveMaxPoolNd, nn.Identity,
     nn.GELU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.ELU, nn.Softmax, nn.LayerNorm,
     nn.GroupNorm, nn.Flatten, nn.Upsample, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d,
     nn.ZeroPad2d, nn.PixelShuffle, nn.PReLU,
@@ -361,7 +364,7 @@ def is_harmless_module(module: nn.Module) -> bool:
     if isinstance(module, nn.Sequential) and cls.forward is nn.Sequential.forward:
         fresh = False
         for child in module:
-            may_be_in_place = fresh and type(child) in (nn.ReLU, nn.SiLU, nn.ReLU6)
+            may_be_in_place = fresh and type(child) in _ACTIVATIONS
             if not may_be_in_place and not is_harmless_module(child):
                 return False
             fresh = fresh or isinstance(child, FRESH)

@@ -36,7 +36,7 @@ struct NoActivation {
   }
 };
 
-// The output has the sign of z.
+// The output has the sign of z, or is 0 where z rounds to 0.
 struct Relu {
   static constexpr Activation kActivation = Activation::kRelu;
   static constexpr const char* kName = "relu";
@@ -110,6 +110,12 @@ struct Silu {
 
 template <typename... Functors>
 struct ActivationList {
+  // In the order of the enumerators, none left out between.
+  static constexpr bool in_order() {
+    int place = 0;
+    return ((static_cast<int>(Functors::kActivation) == place++) && ...);
+  }
+
   // Calls f with the functor of `activation`.
   template <typename F>
   BNEXT_HD static void dispatch(Activation activation, F&& f) {
@@ -118,7 +124,8 @@ struct ActivationList {
 
   static std::optional<Activation> find(std::string_view name) {
     std::optional<Activation> found;
-    ((name == Functors::kName ? void(found = Functors::kActivation) : void()), ...);
+    ((name == Functors::kName && !name.empty() ? void(found = Functors::kActivation) : void()),
+     ...);
     return found;
   }
 
@@ -132,6 +139,7 @@ struct ActivationList {
   }
 };
 using Activations = ActivationList<NoActivation, Relu, Relu6, LeakyRelu, Silu>;
+static_assert(Activations::in_order());
 
 template <typename F>
 BNEXT_HD inline void dispatch_activation(Activation activation, F&& f) {

@@ -62,8 +62,8 @@ class Reduce {
   Reduce(const Schedule& schedule, const at::Tensor& input)
       : schedule_(schedule),
         input_(input.const_data_ptr<scalar_t>()),
-        groups_(schedule.num_groups(), schedule.n_channel()),
-        batch_base_(base_of(0)) {}
+        groups_(schedule.phases().reduce ? schedule.num_groups() : 0, schedule.n_channel()),
+        batch_base_(schedule.phases().reduce ? base_of(0) : Base()) {}
 
   Partials make_partials() const {
     return {MomentRows(schedule_.num_partials(), schedule_.n_channel()), {}};

@@ -6,6 +6,8 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
+
 #include "kernel_args.h"
 #include "launch_config.h"
 
@@ -32,7 +34,7 @@ struct BackwardLaunches {
 
 // Blocks of fold_kernel, for whose arrivals a counter is needed.
 inline std::int64_t fold_blocks(std::int64_t threads) {
-  return ceil_div(threads, kThreads);
+  return std::max<std::int64_t>(1, ceil_div(threads, kThreads));  // a launch of none is an error
 }
 
 cudaError_t launch_merge(const MergeArgs&, cudaStream_t);

@@ -13,11 +13,15 @@ Fusion fusion_of(const BackwardElements<scalar_t>& elements) {
   if (elements.frozen || elements.grad_input == nullptr) {
     return Fusion::kAny;
   }
-  if (elements.activation == Activation::kRelu) {
-    return elements.derivative == Derivative::kFromOutput ? Fusion::kReluResidual : Fusion::kRelu;
+  if (elements.activation == Activation::kRelu && elements.derivative == Derivative::kFromOutput) {
+    return Fusion::kReluResidual;
   }
-  const bool plain = elements.activation == Activation::kNone && elements.grad_residual == nullptr;
-  return plain ? Fusion::kNone : Fusion::kAny;
+  if (elements.grad_residual != nullptr) {
+    return Fusion::kAny;
+  }
+  return elements.activation == Activation::kRelu   ? Fusion::kRelu
+         : elements.activation == Activation::kNone ? Fusion::kNone
+                                                    : Fusion::kAny;
 }
 
 template <typename scalar_t>

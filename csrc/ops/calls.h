@@ -1,6 +1,7 @@
 // One struct for the call of each op: its arguments, in the order of the schema (library.cpp), and
-// then what check() makes of them. `Op` is the op as a function type. An argument that is added
-// touches the schema, the struct, and what reads it.
+// then what check() makes of them. `Op` is the op as a function type, in the same order. An
+// argument that is added touches the schema, the struct (and for batch_norm ForwardCall in
+// bnext/ops.py), and what reads it.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -24,7 +25,7 @@ inline bool is_given(const OptionalTensor& tensor) {
   return tensor.has_value() && tensor->defined();
 }
 
-// The buffers of a layer; momentum nullopt: a cumulative average.
+// The buffers of a layer.
 struct RunningStatsArgs {
   const OptionalTensor& running_mean;
   const OptionalTensor& running_var;
@@ -52,7 +53,7 @@ struct ForwardCall {
   RunningStatsArgs running;
   const OptionalTensor& residual;
   bool training;
-  std::optional<double> momentum;
+  std::optional<double> momentum;  // none: a cumulative average
   double eps;
   OptionalString activation_name;
   std::optional<c10::SymInt> ghost_batch_size;
@@ -126,7 +127,8 @@ struct ApplyCall {
   Activation activation = Activation::kNone;
 };
 
-// What the three ops of backward begin with; OpOf: and go on with.
+// The leading arguments of the three ops of backward. OpOf<Result, Rest...> is the type of one that
+// goes on with Rest.
 struct BackwardInputs {
   template <typename Result, typename... Rest>
   using OpOf = Result(

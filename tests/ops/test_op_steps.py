@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import oracle
 import pytest
 import torch
 from op_samples import EMPTY, SAMPLES, Sample, assert_same_parts, ops
 from torch import Tensor, nn
+
+import bnext
 
 TRAINING = [s for s in SAMPLES if s.training]
 # Merging doubles in another order costs some units of 2^-53; the offset below multiplies them.
@@ -216,3 +219,45 @@ def test_apply_with_frozen_statistics_is_eval(device: str) -> None:
     output, saved = sample.forward()
     assert_exact(ops.batch_norm_apply(*sample.apply_args()), output)
     assert_exact(saved.mean, sample.running()[0][None])
+
+
+@pytest.mark.parametrize("activation", [None, *bnext.activations.ACTIVATIONS])
+def test_both_tables_of_activations_agree(activation: str | None) -> None:
+    """csrc/core/activation.h and bnext/activations.py: what backward takes the derivative from."""
+    x = torch.randn(4, 3, dtype=torch.float64)
+    output, *saved = torch.ops.bnext.batch_norm(
+        x, None, None, None, None, None, None, True, 0.1, 1e-5, activation, None
+    )
+
+    def accepts(output: Tensor | None, residual: Tensor | None) -> bool:
+        args = (x, x, None, None, output, residual, *saved, True, activation, [True, True])
+        try:
+            torch.ops.bnext.batch_norm_backward(*args)
+        except RuntimeError:
+            return False
+        return True
+
+    from_output = activation in bnext.activations.FROM_OUTPUT
+    assert accepts(output, None) == (from_output or activation is None)
+    assert accepts(None, x) == (not from_output)
+
+
+@pytest.mark.parametrize("activation", [None, *bnext.activations.ACTIVATIONS])
+def test_grad_residual_is_written_without_a_residual(activation: str | None, device: str) -> None:
+    x, grad = torch.randn(2, 6, 5, 8).unbind()
+    forward = (x, None, None, None, None, None, None, True, 0.1, 1e-5, activation, None)
+    _, *saved = ops.batch_norm(*(t.to(device) if isinstance(t, Tensor) else t for t in forward))
+    backward = (grad.to(device), x.to(device), None, None, None, None, *saved, True, activation)
+    found = ops.batch_norm_backward(*backward, [True, True])[3]
+    z = torch.nn.functional.batch_norm(x.double(), None, None, training=True).requires_grad_()
+    oracle.activate(z, activation).backward(grad.double())
+    torch.testing.assert_close(found.cpu().double(), z.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_no_channels(device: str) -> None:
+    count = torch.tensor([3, 4], device=device)
+    empty = torch.zeros(2, 0, dtype=torch.float64, device=device)
+    merged = ops.batch_norm_merge(count, empty, empty)
+    assert merged[0].tolist() == [7] and merged[1].shape == merged[2].shape == (1, 0)
+    stats = ops.batch_norm_fold(count, empty, empty, None, None, None, None, 1e-5, torch.float32)
+    assert all(s.shape == (2, 0) for s in stats)
