@@ -23,16 +23,14 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 import bnext
+from bnext.activations import ACTIVATIONS
 from bnext.conversion.calls import module_activation
 from bnext.modules import _FusedBatchNorm
 
 _ADDITIONS = {
     torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__,
 }  # fmt: skip
-_ACTIVATIONS = {
-    F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.silu,
-    F.leaky_relu, F.leaky_relu_,
-}  # fmt: skip
+_ACTIVATIONS = {Tensor.relu, Tensor.relu_}.union(*(a.functions for a in ACTIVATIONS.values()))
 
 
 @dataclass
@@ -82,7 +80,9 @@ class _Followers(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func in _ADDITIONS or func in _ACTIVATIONS:
+        limits = {"min_val": 0.0, "max_val": 6.0}  # nn.ReLU6 calls hardtanh
+        relu6 = func is F.hardtanh and limits.items() <= (kwargs or {}).items()
+        if func in _ADDITIONS or func in _ACTIVATIONS or relu6:
             for argument in args:
                 if id(argument) in self._outputs and all(isinstance(a, Tensor) for a in args[:2]):
                     self.followed.add(self._outputs[id(argument)][0])
