@@ -1,4 +1,5 @@
-// Forward in two passes: reduce, which also folds, and apply. forward_on_chip.cuh makes one of them.
+// Forward in two passes: reduce, which also folds, and apply. forward_on_chip.cuh makes one of
+// them.
 #pragma once
 
 #include "elements.cuh"

@@ -30,7 +30,7 @@ inline Cuts make_cuts(std::int64_t total, std::int64_t pieces) {
 
 // One piece, as a block sees it.
 struct Piece {
-  std::int64_t offset;   // of the first element of its first line in the tensor
+  std::int64_t offset;  // of the first element of its first line in the tensor
   std::int64_t lines;
   std::int64_t length;   // elements of a line
   std::int64_t channel;  // its first channel
