@@ -11,6 +11,9 @@ from torch import Tensor
 import bnext
 
 ACTIVATIONS = (None, *bnext.activations.ACTIVATIONS)
+# One of each kind, for products with many other factors: none, one whose derivative is taken from
+# the output, one that needs the pre-activation.
+KINDS = (None, "relu", "silu")
 
 # (dtype of the input, dtype of the parameters and buffers)
 DTYPES = (
