@@ -156,7 +156,7 @@ def _may_keep_output(name: str | None) -> bool:
     return (
         name is None
         or name not in activations.FROM_OUTPUT
-        or (activations.ACTIVATIONS[name].torch_keeps_output)
+        or activations.ACTIVATIONS[name].torch_keeps_output
     )
 
 

@@ -1,5 +1,4 @@
 // Forward on the CPU: all of it, and reduce and apply on their own.
-#include <algorithm>
 #include <vector>
 
 #include "backend_cpu.h"
